@@ -1,0 +1,102 @@
+# Everything a person does with this repository from the command line. `make` alone prints the list.
+
+CARGO ?= cargo
+PYTHON ?= python3
+# The folder with the labelled sets (its layout: CONTRIBUTING.md). Tests that need it are skipped where it is missing.
+FACEWISE_DATA ?= ../shared/data
+# Further arguments for the program that a target runs: make serve ARGS="--models my-models"
+ARGS ?=
+# A Python with PyTorch to compare with. The default is made by the target, any other is used as it is.
+BENCH_PYTHON ?= $(BENCH_VENV)/bin/python
+BENCH_TORCH := 2.11.0
+BENCH_VENV := .venv-bench
+BENCH_PACK ?= runs/packs/bench
+
+TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training --
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint fmt openapi onnxruntime libtorch train-default export-default bench-training clean
+.PHONY: cargo python c++
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: cargo onnxruntime ## the server with the models of models/, on 127.0.0.1:8080 or FACEWISE_LISTEN
+	@$(CARGO) run --release --locked --package facewise -- serve $(ARGS)
+
+# Tests run in the folders of their packages, so a relative path would mean another folder to each.
+test: export FACEWISE_DATA := $(abspath $(FACEWISE_DATA))
+# nextest runs last, so that the summary of the tests is what one sees at the end. It does not know doc tests.
+test: lint onnxruntime ## formatting, lints and all tests; fetches ONNX Runtime and libtorch
+	$(PYTHON) -B -m unittest discover --start-directory scripts
+	$(CARGO) test --locked --workspace --doc
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test --all-targets; fi; \
+		echo $(CARGO) $$@ --locked --workspace; $(CARGO) $$@ --locked --workspace
+
+lint: cargo c++ libtorch ## formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+fmt: cargo ## formats the code
+	$(CARGO) fmt --all
+
+# Through a second file: a server that fails to build must not leave an empty description.
+openapi: cargo ## writes openapi/openapi.json from the code
+	$(CARGO) run --locked --quiet --package facewise -- openapi > openapi/openapi.json.new
+	mv openapi/openapi.json.new openapi/openapi.json
+
+onnxruntime: ## fetches ONNX Runtime into .onnxruntime/, once (24 MB)
+libtorch: ## fetches libtorch into .libtorch/, once (545 MB); only training and its tests need it
+
+# Who names a library of their own needs no other.
+ifeq ($(ORT_DYLIB_PATH)$(FACEWISE_ONNXRUNTIME),)
+onnxruntime: python
+	@$(PYTHON) -B scripts/fetch.py onnxruntime
+endif
+ifeq ($(LIBTORCH),)
+libtorch: python
+	@$(PYTHON) -B scripts/fetch.py libtorch
+endif
+
+train-default: cargo c++ libtorch ## trains the network of training/configs/default.toml on FACEWISE_DATA
+	@$(TRAINER) train --config training/configs/default.toml --data $(FACEWISE_DATA) $(ARGS)
+
+export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/
+	@$(TRAINER) export --data $(FACEWISE_DATA) --weights training/weights/face-attributes-1.safetensors $(ARGS)
+
+bench-training: cargo c++ libtorch python ## training speed beside PyTorch's; makes .venv-bench/ (5 GB)
+ifeq ($(BENCH_PYTHON),$(BENCH_VENV)/bin/python)
+bench-training: $(BENCH_VENV)/torch-$(BENCH_TORCH)
+endif
+bench-training:
+	$(CARGO) build --release --locked --package facewise-training
+	@if [ ! -e $(BENCH_PACK) ] && [ -d $(FACEWISE_DATA) ]; then \
+		rm -rf $(BENCH_PACK).part && \
+		$(TRAINER) pack --config training/configs/default.toml --data $(FACEWISE_DATA) --out $(BENCH_PACK).part && \
+		mv $(BENCH_PACK).part $(BENCH_PACK); fi
+	@$(PYTHON) -B bench/training/compare.py --python $(BENCH_PYTHON) --trainer "$(TRAINER)" --pack $(BENCH_PACK) $(ARGS)
+
+$(BENCH_VENV)/torch-$(BENCH_TORCH):
+	@echo "Installing PyTorch $(BENCH_TORCH) into $(BENCH_VENV)/: 5 GB on disk, once. BENCH_PYTHON=… uses another one."
+	@$(PYTHON) -m venv --clear $(BENCH_VENV) || { echo "facewise: $(PYTHON) could not make a virtual environment." \
+		"Install venv (on Debian and Ubuntu: sudo apt install python3-venv) and run this again." >&2; exit 1; }
+	$(BENCH_VENV)/bin/python -m pip install --quiet --no-cache-dir torch==$(BENCH_TORCH)
+	@touch $@
+
+clean: cargo ## removes what cargo built; the fetched libraries stay
+	$(CARGO) clean
+
+cargo:
+	@command -v $(CARGO) >/dev/null || { echo "facewise: cargo is missing. Install Rust 1.92 or newer" \
+		"(https://rustup.rs) and run this again." >&2; exit 1; }
+	@command -v cc >/dev/null || command -v clang >/dev/null || { echo "facewise: there is no C compiler to link with." \
+		"Install one (on Debian and Ubuntu: sudo apt install build-essential) and run this again." >&2; exit 1; }
+
+c++:
+	@command -v $${CXX:-c++} >/dev/null || { echo "facewise: training is compiled against libtorch with a C++ compiler," \
+		"and $${CXX:-c++} is missing. Install it (on Debian and Ubuntu: sudo apt install build-essential)" \
+		"and run this again." >&2; exit 1; }
+
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "facewise: $(PYTHON) is missing, and the native libraries are" \
+		"fetched with its pip. Install both (on Debian and Ubuntu: sudo apt install python3 python3-pip) and run this again." >&2; exit 1; }

@@ -1,0 +1,207 @@
+//! Cutting the canonical square of a face out of a picture, and turning it into a tensor.
+//! Training, evaluation and serving all come through here.
+
+use image::{Rgb, RgbImage};
+
+use crate::geometry::{Point, Similarity};
+
+/// Colour of what lies outside the picture: the middle gray, about 0 after normalisation.
+pub const PADDING: Rgb<u8> = Rgb([128; 3]);
+
+/// Samples the square that `unit_to_picture` places in the picture at `size` × `size` pixels.
+///
+/// Where an output pixel covers two or more picture pixels across, the region is first averaged in whole blocks (a box
+/// filter against aliasing); the rest is bilinear. What lies outside the picture is [`PADDING`].
+pub fn crop(picture: &RgbImage, unit_to_picture: &Similarity, size: u32) -> RgbImage {
+    let shrink = (unit_to_picture.scale() / size as f32).floor();
+    if shrink < 2.0 {
+        return bilinear(picture, unit_to_picture, size);
+    }
+    let Some(region) = Region::under(picture, unit_to_picture) else {
+        return RgbImage::from_pixel(size, size, PADDING);
+    };
+    let block = (shrink as u32).min(region.width).min(region.height).max(1);
+    let reduced = region.averaged(picture, block);
+    let into_reduced = Similarity {
+        a: 1.0 / block as f32,
+        b: 0.0,
+        tx: -(region.x as f32) / block as f32,
+        ty: -(region.y as f32) / block as f32,
+    };
+    bilinear(&reduced, &unit_to_picture.then(&into_reduced), size)
+}
+
+/// Writes a crop into `tensor` as planes R, G, B of `(value / 255 − mean) / sd`.
+///
+/// # Panics
+/// When `tensor` does not hold exactly 3 × width × height numbers: the caller sized it for this crop.
+pub fn normalise(crop: &RgbImage, mean: [f32; 3], sd: [f32; 3], tensor: &mut [f32]) {
+    let area = crop.as_raw().len() / 3;
+    assert_eq!(tensor.len(), 3 * area, "a tensor of three planes of the crop's area");
+    for (channel, plane) in tensor.chunks_exact_mut(area).enumerate() {
+        let factor = 1.0 / (255.0 * sd[channel]);
+        let offset = -mean[channel] / sd[channel];
+        for (out, pixel) in plane.iter_mut().zip(crop.as_raw().chunks_exact(3)) {
+            *out = f32::from(pixel[channel]).mul_add(factor, offset);
+        }
+    }
+}
+
+/// A part of a picture in whole pixels.
+struct Region {
+    x: u32,
+    y: u32,
+    width: u32,
+    height: u32,
+}
+
+impl Region {
+    /// The part of the picture under the square; `None` when they do not meet.
+    fn under(picture: &RgbImage, unit_to_picture: &Similarity) -> Option<Self> {
+        let corners =
+            [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)].map(|(x, y)| unit_to_picture.apply(Point::new(x, y)));
+        let span = |values: [f32; 4], limit: u32| {
+            let low = values.iter().copied().fold(f32::INFINITY, f32::min).floor().max(0.0);
+            let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max).ceil().min(limit as f32);
+            (low < high).then_some((low as u32, (high - low) as u32))
+        };
+        let (x, width) = span(corners.map(|p| p.x), picture.width())?;
+        let (y, height) = span(corners.map(|p| p.y), picture.height())?;
+        Some(Self { x, y, width, height })
+    }
+
+    /// Averages blocks of `block` × `block` pixels; blocks at the far edges may be smaller.
+    fn averaged(&self, picture: &RgbImage, block: u32) -> RgbImage {
+        let (width, height) = (self.width.div_ceil(block), self.height.div_ceil(block));
+        let stride = picture.width() as usize * 3;
+        let mut out = RgbImage::new(width, height);
+        let mut sums = vec![0u32; width as usize * 3];
+        for (row, line) in out.as_mut().chunks_exact_mut(width as usize * 3).enumerate() {
+            let top = row as u32 * block;
+            let rows = block.min(self.height - top);
+            sums.fill(0);
+            for y in top..top + rows {
+                let start = (self.y + y) as usize * stride + self.x as usize * 3;
+                let pixels = &picture.as_raw()[start..start + self.width as usize * 3];
+                for (sum, part) in sums.chunks_exact_mut(3).zip(pixels.chunks(block as usize * 3)) {
+                    for pixel in part.chunks_exact(3) {
+                        sum[0] += u32::from(pixel[0]);
+                        sum[1] += u32::from(pixel[1]);
+                        sum[2] += u32::from(pixel[2]);
+                    }
+                }
+            }
+            for (column, (pixel, sum)) in line.chunks_exact_mut(3).zip(sums.chunks_exact(3)).enumerate() {
+                let columns = block.min(self.width - column as u32 * block);
+                let count = rows * columns;
+                for (value, total) in pixel.iter_mut().zip(sum) {
+                    *value = ((total + count / 2) / count) as u8;
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Bilinear sampling at the centres of the output's pixels; inside the picture the edge pixels are continued.
+fn bilinear(picture: &RgbImage, unit_to_picture: &Similarity, size: u32) -> RgbImage {
+    let (width, height) = (picture.width() as f32, picture.height() as f32);
+    let (last_x, last_y) = (picture.width() as usize - 1, picture.height() as usize - 1);
+    let stride = picture.width() as usize * 3;
+    let raw = picture.as_raw();
+    let mut out = RgbImage::from_pixel(size, size, PADDING);
+    for (index, pixel) in out.as_mut().chunks_exact_mut(3).enumerate() {
+        let centre = |position: usize| (position as f32 + 0.5) / size as f32;
+        let at = unit_to_picture.apply(Point::new(centre(index % size as usize), centre(index / size as usize)));
+        if !((0.0..=width).contains(&at.x) && (0.0..=height).contains(&at.y)) {
+            continue;
+        }
+        let (x, y) = ((at.x - 0.5).max(0.0), (at.y - 0.5).max(0.0));
+        let (x0, y0) = ((x as usize).min(last_x), (y as usize).min(last_y));
+        let (x1, y1) = ((x0 + 1).min(last_x), (y0 + 1).min(last_y));
+        let (fx, fy) = ((x - x0 as f32).min(1.0), (y - y0 as f32).min(1.0));
+        let corners = [y0 * stride + x0 * 3, y0 * stride + x1 * 3, y1 * stride + x0 * 3, y1 * stride + x1 * 3];
+        for (channel, value) in pixel.iter_mut().enumerate() {
+            let [a, b, c, d] = corners.map(|start| f32::from(raw[start + channel]));
+            let (upper, lower) = (a + (b - a) * fx, c + (d - c) * fx);
+            *value = (upper + (lower - upper) * fy + 0.5) as u8;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Red grows to the right, green downwards, so that a sampled colour tells its place.
+    fn ramp(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, 7]))
+    }
+
+    #[test]
+    fn an_upright_square_of_equal_size_is_copied() {
+        let picture = ramp(80, 60);
+        let square = crop(&picture, &Similarity::onto_square(10.0, 5.0, 32.0), 32);
+        for (x, y, pixel) in square.enumerate_pixels() {
+            assert_eq!(pixel, picture.get_pixel(x + 10, y + 5));
+        }
+    }
+
+    #[test]
+    fn outside_the_picture_is_padding() {
+        let square = crop(&ramp(20, 20), &Similarity::onto_square(10.0, 10.0, 20.0), 20);
+        assert_eq!(*square.get_pixel(0, 0), Rgb([10, 10, 7]));
+        assert_eq!(*square.get_pixel(15, 3), PADDING);
+        assert_eq!(*square.get_pixel(3, 15), PADDING);
+        let beyond = crop(&ramp(20, 20), &Similarity::onto_square(500.0, 0.0, 300.0), 20);
+        assert!(beyond.pixels().all(|pixel| *pixel == PADDING));
+    }
+
+    #[test]
+    fn shrinking_averages_instead_of_skipping() {
+        let checkerboard = RgbImage::from_fn(256, 256, |x, y| Rgb([255 * ((x + y) % 2) as u8; 3]));
+        let square = crop(&checkerboard, &Similarity::onto_square(0.0, 0.0, 256.0), 32);
+        assert!(square.pixels().all(|pixel| (127..=128).contains(&pixel[0])));
+    }
+
+    #[test]
+    fn normalisation_writes_planes() {
+        let picture = RgbImage::from_pixel(2, 1, Rgb([255, 0, 51]));
+        let mut tensor = [f32::NAN; 6];
+        normalise(&picture, [0.5, 0.5, 0.2], [0.5, 0.25, 1.0], &mut tensor);
+        for (value, expected) in tensor.iter().zip([1.0, 1.0, -2.0, -2.0, 0.0, 0.0]) {
+            assert!((value - expected).abs() < 1e-6, "{tensor:?}");
+        }
+    }
+
+    proptest! {
+        /// A linear ramp stays a linear ramp under any similarity, shrinking or growing.
+        #[test]
+        fn a_sampled_colour_tells_the_place_it_came_from(
+            scale in 20f32..250.0, radians in -3.1f32..3.1, x in 40f32..200.0, y in 40f32..200.0, column in 0u32..48, row in 0u32..48,
+        ) {
+            let picture = ramp(250, 250);
+            let transform = Similarity::new(scale, radians, x, y);
+            let place = transform.apply(Point::new((column as f32 + 0.5) / 48.0, (row as f32 + 0.5) / 48.0));
+            let pixel = *crop(&picture, &transform, 48).get_pixel(column, row);
+            let margin = 6.0;
+            if (margin..250.0 - margin).contains(&place.x) && (margin..250.0 - margin).contains(&place.y) {
+                prop_assert!((f32::from(pixel[0]) - (place.x - 0.5)).abs() <= 1.6, "{pixel:?} at {place:?}");
+                prop_assert!((f32::from(pixel[1]) - (place.y - 0.5)).abs() <= 1.6, "{pixel:?} at {place:?}");
+            } else if !(-margin..250.0 + margin).contains(&place.x) || !(-margin..250.0 + margin).contains(&place.y) {
+                prop_assert_eq!(pixel, PADDING);
+            }
+        }
+
+        #[test]
+        fn any_transform_and_any_picture_give_a_crop(
+            width in 1u32..40, height in 1u32..40, a in prop::num::f32::ANY, b in prop::num::f32::ANY, tx in prop::num::f32::ANY, ty in prop::num::f32::ANY,
+        ) {
+            let square = crop(&ramp(width, height), &Similarity { a, b, tx, ty }, 8);
+            prop_assert_eq!(square.dimensions(), (8, 8));
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The manifest of a model: what it is, what it reads, how its outputs are decoded, where
+//! it comes from and what was measured. It is JSON, embedded in the ONNX file under
+//! [`METADATA_KEY`] and lying beside it as `manifest.json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decode::AgePoint;
+use crate::geometry::Template;
+use crate::task::Task;
+
+/// Key of the manifest in the ONNX file's `metadata_props`.
+pub const METADATA_KEY: &str = "facewise.manifest";
+
+/// Version of the manifest's own format.
+pub const SCHEMA: u32 = 1;
+
+/// Everything that a server must know to use a network, and people want to know about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this format, [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the model: lower-case letters, digits, `-`, `_` and `.`; its folder has the same.
+    pub name: String,
+    /// Version of the model; its folder has the same.
+    pub version: String,
+    /// What kind of network it is.
+    pub kind: Kind,
+    /// One sentence for people.
+    #[serde(default)]
+    pub description: String,
+    /// The tensor that the network reads.
+    pub input: Input,
+    /// The tensors that it answers.
+    pub heads: Vec<Head>,
+    /// Where the weights come from.
+    #[serde(default)]
+    pub provenance: Provenance,
+    /// What was measured with this file.
+    #[serde(default)]
+    pub metrics: Vec<Measurement>,
+}
+
+/// What a network does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A crop of one face in, distributions over its attributes out.
+    Attributes,
+}
+
+/// The input tensor, float32 `[batch, 3, size, size]`: planes R, G, B of `(value / 255 − mean) / sd`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// Name of the tensor.
+    pub name: String,
+    /// Side of the square in pixels.
+    pub size: u32,
+    /// Order of the colour planes.
+    pub colour: Colour,
+    /// Mean per plane, in shares of full intensity.
+    pub mean: [f32; 3],
+    /// Standard deviation per plane, in shares of full intensity.
+    pub sd: [f32; 3],
+    /// Where eyes and mouth lie on the square.
+    pub template: Template,
+}
+
+/// Order of the colour planes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Colour {
+    /// Red, green, blue.
+    Rgb,
+}
+
+/// One answer of the network, a float32 tensor `[batch, classes]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// The question it answers.
+    pub task: Task,
+    /// Name of the tensor.
+    pub output: String,
+    /// What its numbers are.
+    #[serde(default)]
+    pub values: Values,
+    /// Labels in tensor order; empty for ages.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// How years are read from the posterior; only for ages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<AgePoint>,
+}
+
+/// What the numbers of an output are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Values {
+    /// Probabilities that sum to 1.
+    #[default]
+    Probabilities,
+    /// Logits: a softmax makes them probabilities.
+    Logits,
+}
+
+/// Where the weights come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Provenance {
+    /// Commit of the training code.
+    pub commit: String,
+    /// Names of the sets trained on.
+    pub data: Vec<String>,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Name of the training configuration.
+    pub recipe: String,
+    /// Passes over the training data.
+    pub epochs: u32,
+    /// Trainable parameters.
+    pub parameters: u64,
+    /// Multiply-adds for one face.
+    pub multiply_adds: u64,
+}
+
+/// Figures measured with this file on one set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measurement {
+    /// Name of the set.
+    pub data: String,
+    /// Filter that chose the rows, as in `split=test`.
+    #[serde(rename = "where")]
+    pub filter: String,
+    /// Where the crops came from: `keypoints` or `square`.
+    pub crop: String,
+    /// Labelled rows scored.
+    pub n: u64,
+    /// Figures by name, as in `age.mae`.
+    pub values: BTreeMap<String, f64>,
+}
+
+/// What is wrong with a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON of the right shape.
+    #[error("not a manifest: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A field holds what it must not.
+    #[error("field `{field}`: {reason}")]
+    Field {
+        /// The field's path.
+        field: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+}
+
+impl Manifest {
+    /// Reads and validates a manifest.
+    ///
+    /// # Errors
+    /// When it is not JSON, a field is missing, unknown or of the wrong type, or a value is not allowed.
+    pub fn from_json(json: &str) -> Result<Self, ManifestError> {
+        let manifest: Self = serde_json::from_str(json)?;
+        manifest.validate()?;
+        Ok(manifest)
+    }
+
+    /// The manifest as indented JSON with a final newline, the same bytes for the same manifest.
+    ///
+    /// # Panics
+    /// Never: the type holds nothing that JSON cannot.
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("plain data with string keys");
+        json.push('\n');
+        json
+    }
+
+    /// The head that answers a task.
+    pub fn head(&self, task: Task) -> Option<&Head> {
+        self.heads.iter().find(|head| head.task == task)
+    }
+
+    fn validate(&self) -> Result<(), ManifestError> {
+        let wrong = |field: &str, reason: String| Err(ManifestError::Field { field: field.to_owned(), reason });
+        if self.schema != SCHEMA {
+            return wrong("schema", format!("{} is not supported, this build reads {SCHEMA}", self.schema));
+        }
+        for (field, word) in [("name", &self.name), ("version", &self.version)] {
+            if !is_name(word) {
+                return wrong(
+                    field,
+                    format!(
+                        "'{word}' is not a name: 1 to 64 of a-z, 0-9, '-', '_' and '.', starting with a letter or digit"
+                    ),
+                );
+            }
+        }
+        if !(8..=1024).contains(&self.input.size) {
+            return wrong("input.size", format!("{} is not between 8 and 1024 pixels", self.input.size));
+        }
+        if self.input.name.is_empty() {
+            return wrong("input.name", "is empty".into());
+        }
+        if !self.input.mean.iter().all(|mean| mean.is_finite()) {
+            return wrong("input.mean", "is not finite".into());
+        }
+        if !self.input.sd.iter().all(|sd| sd.is_normal() && *sd > 0.0) {
+            return wrong("input.sd", "must be positive".into());
+        }
+        let Template { right_eye, left_eye, mouth } = self.input.template;
+        if ![right_eye, left_eye, mouth].iter().all(|p| p.x.is_finite() && p.y.is_finite()) || right_eye == left_eye {
+            return wrong("input.template", "the eyes must be two finite points".into());
+        }
+        if self.heads.is_empty() {
+            return wrong("heads", "is empty".into());
+        }
+        for (index, head) in self.heads.iter().enumerate() {
+            let field = |name: &str| format!("heads[{index}].{name}");
+            if self.heads[..index].iter().any(|other| other.task == head.task) {
+                return wrong(&field("task"), format!("'{}' has two heads", head.task));
+            }
+            if head.output.is_empty() || self.heads[..index].iter().any(|other| other.output == head.output) {
+                return wrong(&field("output"), format!("'{}' is empty or used twice", head.output));
+            }
+            if head.labels != head.task.labels() {
+                return wrong(&field("labels"), format!("must be {:?} in this order", head.task.labels()));
+            }
+            if head.point.is_some() && head.task != Task::Age {
+                return wrong(&field("point"), "is for ages only".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a word can name a model or a version, and so a folder.
+pub fn is_name(word: &str) -> bool {
+    let mut bytes = word.bytes();
+    word.len() <= 64
+        && bytes.next().is_some_and(|first| first.is_ascii_lowercase() || first.is_ascii_digit())
+        && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"{
+        "schema": 1, "name": "face-attributes", "version": "1", "kind": "attributes",
+        "input": {"name": "pixels", "size": 64, "colour": "rgb", "mean": [0.5, 0.5, 0.5], "sd": [0.5, 0.5, 0.5],
+                  "template": {"right_eye": [0.3, 0.37], "left_eye": [0.7, 0.37], "mouth": [0.5, 0.77]}},
+        "heads": [{"task": "age", "output": "age", "point": "median"},
+                  {"task": "smile", "output": "smile", "labels": ["neutral", "smiling"]}]
+    }"#;
+
+    #[test]
+    fn json_round_trips() {
+        let manifest = Manifest::from_json(MINIMAL).expect("valid");
+        assert_eq!(Manifest::from_json(&manifest.to_json()).expect("still valid"), manifest);
+        assert_eq!(manifest.head(Task::Smile).expect("has it").output, "smile");
+        assert!(manifest.head(Task::Emotion).is_none());
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        for (from, to, message) in [
+            (r#""schema": 1"#, r#""schema": 2"#, "field `schema`"),
+            (r#""name": "face-attributes""#, r#""name": "../etc""#, "field `name`"),
+            (r#""name": "face-attributes""#, r#""name": "Big""#, "field `name`"),
+            (r#""version": "1""#, r#""version": """#, "field `version`"),
+            (r#""kind": "attributes""#, r#""kind": "poetry""#, "unknown variant `poetry`"),
+            (r#""size": 64"#, r#""size": 0"#, "field `input.size`"),
+            (r#""sd": [0.5, 0.5, 0.5]"#, r#""sd": [0.5, 0.0, 0.5]"#, "field `input.sd`"),
+            (r#""left_eye": [0.7, 0.37]"#, r#""left_eye": [0.3, 0.37]"#, "field `input.template`"),
+            (r#""task": "smile""#, r#""task": "age""#, "field `heads[1].task`"),
+            (r#""output": "smile""#, r#""output": "age""#, "field `heads[1].output`"),
+            (r#"["neutral", "smiling"]"#, r#"["smiling", "neutral"]"#, "field `heads[1].labels`"),
+            (r#""colour": "rgb""#, r#""colour": "rgb", "color": 1"#, "unknown field `color`"),
+        ] {
+            let json = MINIMAL.replacen(from, to, 1);
+            assert_ne!(json, MINIMAL, "the case changes the manifest");
+            let error = Manifest::from_json(&json).expect_err(to).to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

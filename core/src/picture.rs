@@ -1,0 +1,276 @@
+//! From the bytes of a picture file to RGB pixels as people see them: any of six formats, EXIF orientation
+//! applied, and a limit on the number of pixels that is checked before any memory is taken for them.
+//!
+//! Colours are taken as sRGB; an embedded colour profile is ignored. The content of a file decides about its
+//! format, never a name or a content type.
+
+use std::error::Error as _;
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rgb};
+
+pub use image::RgbImage;
+
+/// What a picture may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most pixels (width × height) that a picture may have.
+    pub max_pixels: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_pixels: 50_000_000 }
+    }
+}
+
+/// A format that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// JPEG, baseline and progressive; gray, YCbCr, RGB, CMYK and YCCK.
+    Jpeg,
+    /// PNG; of an animation, its default image.
+    Png,
+    /// WebP, lossy and lossless; of an animation, the first frame.
+    WebP,
+    /// Windows bitmap.
+    Bmp,
+    /// GIF; of an animation, the first frame.
+    Gif,
+    /// TIFF; of several pages, the first.
+    Tiff,
+}
+
+impl Format {
+    /// The format that the first bytes of a file announce.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        match image::guess_format(bytes).ok()? {
+            ImageFormat::Jpeg => Some(Self::Jpeg),
+            ImageFormat::Png => Some(Self::Png),
+            ImageFormat::WebP => Some(Self::WebP),
+            ImageFormat::Bmp => Some(Self::Bmp),
+            ImageFormat::Gif => Some(Self::Gif),
+            ImageFormat::Tiff => Some(Self::Tiff),
+            _ => None,
+        }
+    }
+
+    const fn decoder(self) -> ImageFormat {
+        match self {
+            Self::Jpeg => ImageFormat::Jpeg,
+            Self::Png => ImageFormat::Png,
+            Self::WebP => ImageFormat::WebP,
+            Self::Bmp => ImageFormat::Bmp,
+            Self::Gif => ImageFormat::Gif,
+            Self::Tiff => ImageFormat::Tiff,
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Jpeg => "JPEG",
+            Self::Png => "PNG",
+            Self::WebP => "WebP",
+            Self::Bmp => "BMP",
+            Self::Gif => "GIF",
+            Self::Tiff => "TIFF",
+        })
+    }
+}
+
+/// What the header of a picture says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// The format of the file.
+    pub format: Format,
+    /// Width in pixels as displayed (EXIF orientation applied).
+    pub width: u32,
+    /// Height in pixels as displayed (EXIF orientation applied).
+    pub height: u32,
+}
+
+/// Why bytes are not a usable picture. The texts are fit for whoever sent them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PictureError {
+    /// No bytes at all.
+    #[error("the picture is empty")]
+    Empty,
+    /// The first bytes belong to no format that is read here.
+    #[error("not a picture in a known format (JPEG, PNG, WebP, BMP, GIF, TIFF)")]
+    UnknownFormat,
+    /// A valid picture perhaps, with a feature that is not read here.
+    #[error("{format} picture of an unsupported kind: {reason}")]
+    Unsupported {
+        /// The format of the file.
+        format: Format,
+        /// The feature.
+        reason: String,
+    },
+    /// More pixels than [`Limits::max_pixels`].
+    #[error("the picture has {width} × {height} pixels, more than the {limit} allowed")]
+    TooManyPixels {
+        /// Width in pixels, as stored.
+        width: u32,
+        /// Height in pixels, as stored.
+        height: u32,
+        /// The limit on width × height.
+        limit: u64,
+    },
+    /// Truncated or corrupt.
+    #[error("broken {format} picture: {reason}")]
+    Broken {
+        /// The format of the file.
+        format: Format,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Reads the header only: format and displayed size.
+///
+/// # Errors
+/// Every [`PictureError`]; a file whose header is good may still turn out broken in [`decode`].
+pub fn probe(bytes: &[u8], limits: Limits) -> Result<Info, PictureError> {
+    let format = recognise(bytes)?;
+    shielded(format, || {
+        let (decoder, orientation) = open(bytes, format, limits)?;
+        let (width, height) = decoder.dimensions();
+        let (width, height) = if turns_on_its_side(orientation) { (height, width) } else { (width, height) };
+        Ok(Info { format, width, height })
+    })
+}
+
+/// Decodes a picture to RGB, 8 bits a channel, as displayed: EXIF orientation 1–8 is applied.
+///
+/// Transparent pixels are laid over white, which is what a browser shows of them on a blank page. 16 bits are
+/// rounded to 8, gray becomes three equal channels. CMYK and YCCK JPEGs are read by Adobe's convention (inverted
+/// inks), as browsers and Pillow do. A JPEG must be complete up to its end marker; bytes behind it are ignored.
+///
+/// # Errors
+/// Every [`PictureError`].
+pub fn decode(bytes: &[u8], limits: Limits) -> Result<RgbImage, PictureError> {
+    let format = recognise(bytes)?;
+    shielded(format, || {
+        let (decoder, orientation) = open(bytes, format, limits)?;
+        // The JPEG decoder paints missing data gray and calls it success.
+        if format == Format::Jpeg && !jpeg_is_complete(bytes) {
+            return Err(PictureError::Broken { format, reason: "the data ends before the end marker".into() });
+        }
+        let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| refuse(format, &error))?;
+        picture.apply_orientation(orientation);
+        Ok(flatten(picture))
+    })
+}
+
+fn recognise(bytes: &[u8]) -> Result<Format, PictureError> {
+    if bytes.is_empty() {
+        return Err(PictureError::Empty);
+    }
+    Format::of(bytes).ok_or(PictureError::UnknownFormat)
+}
+
+/// Reads the header and checks the size it announces; pixels have taken no memory yet.
+fn open(bytes: &[u8], format: Format, limits: Limits) -> Result<(impl ImageDecoder, Orientation), PictureError> {
+    /// Room for everything that is not pixels: profiles, comments, tables, one strip or row.
+    const OVERHEAD_BYTES: u64 = 16 << 20;
+
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format.decoder());
+    reader.limits(allocation(OVERHEAD_BYTES));
+    let mut decoder = reader.into_decoder().map_err(|error| refuse(format, &error))?;
+
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 {
+        return Err(PictureError::Broken { format, reason: "it has no pixels".into() });
+    }
+    if pixels > limits.max_pixels {
+        return Err(PictureError::TooManyPixels { width, height, limit: limits.max_pixels });
+    }
+    // Twice the pixels, since some decoders assemble the picture from a copy of all of it.
+    let allowed = decoder.total_bytes().saturating_mul(2).saturating_add(OVERHEAD_BYTES);
+    decoder.set_limits(allocation(allowed)).map_err(|error| refuse(format, &error))?;
+
+    // Unreadable metadata is no reason to refuse readable pixels.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    Ok((decoder, orientation))
+}
+
+fn allocation(bytes: u64) -> image::Limits {
+    let mut limits = image::Limits::no_limits();
+    limits.max_alloc = Some(bytes);
+    limits
+}
+
+/// Runs a decoder on bytes from anywhere. Decoders are other people's code; one that panics has met a file that
+/// its authors did not think of, which is that file's fault to whoever sent it and no reason to stop a server.
+fn shielded<T>(format: Format, read: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(PictureError::Broken { format, reason: "its structure contradicts itself".into() }))
+}
+
+fn refuse(format: Format, error: &ImageError) -> PictureError {
+    // The outer text repeats the format's name; the cause alone says what is wrong.
+    let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    match error {
+        ImageError::Unsupported(_) => PictureError::Unsupported { format, reason },
+        _ => PictureError::Broken { format, reason },
+    }
+}
+
+const fn turns_on_its_side(orientation: Orientation) -> bool {
+    matches!(
+        orientation,
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+    )
+}
+
+/// RGB without alpha: transparent pixels over white.
+fn flatten(picture: DynamicImage) -> RgbImage {
+    if !picture.color().has_alpha() {
+        return picture.into_rgb8();
+    }
+    let source = picture.into_rgba8();
+    let mut flat = RgbImage::new(source.width(), source.height());
+    for (out, pixel) in flat.pixels_mut().zip(source.pixels()) {
+        let [r, g, b, alpha] = pixel.0;
+        *out = Rgb([r, g, b].map(|channel| over_white(channel, alpha)));
+    }
+    flat
+}
+
+/// `channel·α + 255·(1 − α)`, rounded (Porter and Duff 1984, "over", on an opaque white ground).
+fn over_white(channel: u8, alpha: u8) -> u8 {
+    let (channel, alpha) = (u32::from(channel), u32::from(alpha));
+    ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+}
+
+/// Whether a JPEG goes on to its end-of-image marker, by walking its segments (ITU-T T.81, annex B).
+///
+/// A thumbnail inside the metadata has an end marker of its own, which is why segments are skipped whole.
+fn jpeg_is_complete(bytes: &[u8]) -> bool {
+    const STUFFED: u8 = 0x00;
+    const TEMPORARY: u8 = 0x01;
+    const FILL: u8 = 0xFF;
+    const END_OF_IMAGE: u8 = 0xD9;
+
+    let mut at = 0;
+    while let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == 0xFF)) {
+        let marker = at + offset + 1;
+        at = match bytes.get(marker) {
+            None => return false,
+            Some(&END_OF_IMAGE) => return true,
+            Some(&FILL) => marker,
+            // 0xD0–0xD7 are restarts inside the entropy-coded data, 0xD8 starts the image: no length follows.
+            Some(&(STUFFED | TEMPORARY | 0xD0..=0xD8)) => marker + 1,
+            Some(_) => match bytes.get(marker + 1..marker + 3) {
+                Some(&[high, low]) => marker + 1 + usize::from(u16::from_be_bytes([high, low])),
+                _ => return false,
+            },
+        };
+    }
+    false
+}

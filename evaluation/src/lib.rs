@@ -1,0 +1,13 @@
+//! Labelled face sets and the figures measured on them: reading a set from a folder or a zip, scoring
+//! predictions against its labels, and the report. The server, the command line and training use the same code.
+
+pub mod archive;
+pub mod dataset;
+pub mod filter;
+pub mod manifest;
+pub mod metrics;
+pub mod report;
+
+pub use dataset::{Dataset, DatasetError, Options, ReadError};
+pub use filter::Filter;
+pub use manifest::{Labels, Row};

@@ -1,0 +1,206 @@
+//! What every request passes, assembled in one place.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use prometheus::IntGauge;
+use tracing::Instrument;
+use ulid::Ulid;
+
+use super::error::ApiError;
+use crate::app::App;
+
+/// The header that names a request, in both directions.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Label of a method or path that is none of ours.
+const OTHER: &str = "other";
+
+/// Lays the stack around the routes. From the outside in:
+///
+/// 1. [`observe`] sees every answer there is, whoever made it, and knows the request's id: it counts, logs, and gives
+///    errors their body.
+/// 2. [`shield`] turns a panic of all that is inside into an answer, which the first then counts.
+/// 3. [`time_limit`] lies inside both, so that a request that took too long is counted like any other.
+pub(super) fn stack(routes: Router, app: &Arc<App>) -> Router {
+    routes
+        .layer(from_fn_with_state(Arc::clone(app), time_limit))
+        .layer(from_fn(shield))
+        .layer(from_fn_with_state(Arc::clone(app), observe))
+}
+
+/// The id of a request: the client's own, if it is fit for a log line, else a new one.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(pub(super) Arc<str>);
+
+impl RequestId {
+    fn of(headers: &HeaderMap) -> Self {
+        let fit = |id: &&str| {
+            (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b))
+        };
+        match headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(fit) {
+            Some(id) => Self(id.into()),
+            None => Self(Ulid::generate().to_string().into()),
+        }
+    }
+}
+
+/// Counts a request as in flight as long as it lives, also when its client goes away.
+struct InFlight(IntGauge);
+
+impl InFlight {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Names, counts, times and logs a request, and gives errors their body.
+async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let metrics = &app.metrics;
+    let _in_flight = InFlight::new(&metrics.http_requests_in_flight);
+
+    let id = RequestId::of(request.headers());
+    let method = method_label(request.method());
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let route = matched.as_ref().map_or(OTHER, MatchedPath::as_str);
+    request.extensions_mut().insert(id.clone());
+
+    let span = tracing::info_span!("request", id = %id.0, method, route);
+    span.in_scope(|| tracing::debug!("received"));
+    let response = next.run(request).instrument(span.clone()).await;
+    let response = complete(response, &app, &id);
+
+    let (status, elapsed) = (response.status(), started.elapsed());
+    metrics.http_requests.with_label_values(&[method, route, status.as_str()]).inc();
+    metrics.http_request_duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
+    let _entered = span.enter();
+    let (status, ms) = (status.as_u16(), elapsed.as_micros() as f64 / 1e3);
+    if is_probe(route) {
+        tracing::debug!(status, ms, "answered");
+    } else {
+        tracing::info!(status, ms, "answered");
+    }
+    response
+}
+
+/// Gives an error its body and every answer the request's id; the last answers close their connections.
+fn complete(mut response: Response, app: &App, id: &RequestId) -> Response {
+    let status = response.status();
+    if status.is_client_error() || status.is_server_error() {
+        let error = response.extensions_mut().remove::<ApiError>().unwrap_or_else(|| ApiError::from_status(status));
+        if let Some(reason) = error.code().rejection() {
+            app.metrics.rejected.with_label_values(&[reason]).inc();
+        }
+        let allow = response.headers_mut().remove(header::ALLOW);
+        response = error.render(&id.0);
+        if let Some(allow) = allow {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+    }
+    if let Ok(id) = HeaderValue::from_str(&id.0) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if app.is_stopping() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// A panic ends its request, not the server; what it said has gone to the log.
+async fn shield(request: Request, next: Next) -> Response {
+    AssertUnwindSafe(next.run(request))
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| ApiError::internal(&"a handler panicked").into_response())
+}
+
+async fn time_limit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    tokio::time::timeout(app.settings.http.request_timeout(), next.run(request))
+        .await
+        .unwrap_or_else(|_| ApiError::deadline().into_response())
+}
+
+/// The method as a label: clients may invent methods, and labels must stay few.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => OTHER,
+    }
+}
+
+/// Requests that machines repeat all day, and that nobody wants to read about.
+fn is_probe(route: &str) -> bool {
+    route.starts_with("/health/") || route == "/metrics"
+}
+
+/// The answer where there is no route.
+pub(super) async fn no_route() -> ApiError {
+    ApiError::not_found("there is nothing under this path; GET /openapi.json lists what there is")
+}
+
+/// The answer where the route does not have the method.
+pub(super) async fn no_method() -> ApiError {
+    ApiError::method_not_allowed()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use axum::http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn only_ids_fit_for_a_log_line_are_kept() {
+        let id =
+            |value: &str| RequestId::of(&HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_str(value).unwrap())])).0;
+        assert_eq!(&*id("client-7.a_B"), "client-7.a_B");
+        for unfit in ["", "two words", "<b>", &"x".repeat(129)] {
+            assert_eq!(id(unfit).len(), 26, "a ULID instead of '{unfit}'");
+        }
+        assert_ne!(RequestId::of(&HeaderMap::new()).0, RequestId::of(&HeaderMap::new()).0);
+    }
+
+    #[test]
+    fn invented_methods_are_other() {
+        assert_eq!(method_label(&Method::POST), "POST");
+        assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap()), "other");
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_an_answer() {
+        use axum::body::Body;
+        use axum::routing::get;
+
+        async fn panics() {
+            panic!("as the test wants it");
+        }
+        let routes = Router::new().route("/", get(panics)).layer(from_fn(shield));
+        let request = Request::builder().uri("/").body(Body::empty()).unwrap();
+        let response = tower::ServiceExt::oneshot(routes, request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(response.extensions().get::<ApiError>().is_some());
+    }
+}

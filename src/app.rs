@@ -1,0 +1,49 @@
+//! What the parts of a running server share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Semaphore;
+
+use crate::config::Settings;
+use crate::pipeline::Pipeline;
+use crate::repository::Repository;
+use crate::telemetry::Metrics;
+
+/// The server's state: made once at the start, shared by every request.
+pub struct App {
+    /// The configuration.
+    pub settings: Settings,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// The models.
+    pub repository: Repository,
+    /// The way of a picture.
+    pub pipeline: Pipeline,
+    /// One permit for each prediction that may be in progress.
+    pub admission: Semaphore,
+    stopping: AtomicBool,
+}
+
+impl App {
+    /// Puts the parts together.
+    pub fn new(settings: Settings, metrics: Arc<Metrics>, repository: Repository, pipeline: Pipeline) -> Self {
+        let admission = Semaphore::new(settings.http.max_requests);
+        Self { settings, metrics, repository, pipeline, admission, stopping: AtomicBool::new(false) }
+    }
+
+    /// Whether new requests are welcome: the models can answer, and the server is not being stopped.
+    pub fn is_ready(&self) -> bool {
+        !self.is_stopping() && self.repository.is_ready()
+    }
+
+    /// Tells whoever asks for readiness to send nothing more, and every client to close its connection.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,397 @@
+//! One typed configuration. Every setting is a flag `--some-name`, an environment variable
+//! `FACEWISE_SOME_NAME` and a key `some-name` of `facewise.toml`, all read by the same parser.
+//!
+//! Precedence: flags, then the environment, then the file, then the defaults written here.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::builder::Resettable;
+use clap::{Args, Command, CommandFactory, Parser, ValueEnum};
+
+use crate::tasks::Tasks;
+
+/// The file that is read when it lies in the current folder and no other is named.
+pub const FILE: &str = "facewise.toml";
+
+/// Everything that `facewise serve` can be told.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// What networks run, and how.
+    #[command(flatten)]
+    pub inference: Inference,
+    /// How the server meets its clients.
+    #[command(flatten)]
+    pub http: Http,
+    /// What is written to the log.
+    #[command(flatten)]
+    pub log: Log,
+}
+
+/// What networks run, and how: shared by the server and the command line.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Models")]
+pub struct Inference {
+    /// Folder of models: <name>/<version>/model.onnx with manifest.json beside it
+    #[arg(long, value_name = "FOLDER", default_value = "models")]
+    pub models: PathBuf,
+    /// Name of the model that answers when a request names none [default: the only one, else face-attributes]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Tasks answered at all; the others disappear from answers
+    #[arg(long, value_name = "LIST", default_value_t)]
+    pub tasks: Tasks,
+    /// The ONNX Runtime library [default: looked for in .onnxruntime/ and the system's folders]
+    #[arg(long, value_name = "FILE")]
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads that each run a network of their own [default: the CPUs available]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub workers: Option<usize>,
+    /// Threads inside one run of a network
+    #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "1")]
+    pub intra_threads: usize,
+    /// Most faces in one run of a network
+    #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "32")]
+    pub max_batch: usize,
+    /// Most faces that wait for one model; more are answered 429
+    #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "1024")]
+    pub max_queue: usize,
+    /// Threads that decode and crop pictures [default: the CPUs available]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub decode_threads: Option<usize>,
+    /// Most pixels of a picture, in millions
+    #[arg(long, value_name = "MILLIONS", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub max_megapixels: u32,
+    /// Most decoded pixels held at a time, of all pictures together, in millions
+    #[arg(long, value_name = "MILLIONS", default_value = "200", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub max_megapixels_held: u32,
+}
+
+/// How the server meets its clients.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct Http {
+    /// Address and port to listen on; port 0 takes any free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Largest body of a request
+    #[arg(long, value_name = "SIZE", default_value = "20MB")]
+    pub max_body: ByteSize,
+    /// Most predictions in progress; more are answered 429
+    #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "512")]
+    pub max_requests: usize,
+    /// Longest time for a whole request
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub request_timeout: humantime::Duration,
+    /// Longest time for a request's body to arrive
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub body_timeout: humantime::Duration,
+    /// Longest time until the head of a request is there, and how long an idle connection is kept
+    #[arg(long, value_name = "TIME", default_value = "75s")]
+    pub idle_timeout: humantime::Duration,
+    /// Longest time to finish what was admitted when the server is told to stop
+    #[arg(long, value_name = "TIME", default_value = "35s")]
+    pub shutdown_timeout: humantime::Duration,
+}
+
+/// What is written to the log.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Log")]
+pub struct Log {
+    /// Form of the log on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged: a level, or levels by module as in `info,facewise::engine=debug`
+    #[arg(long, value_name = "LEVELS", default_value = "info")]
+    pub log_level: tracing_subscriber::filter::Targets,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is wrong with the configuration. Each text is one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file that was named cannot be read.
+    #[error("the configuration file '{}' cannot be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or holds what no setting takes.
+    #[error("the configuration file '{}' is wrong: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Two settings contradict each other.
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+fn at_least_one(word: &str) -> Result<usize, String> {
+    match word.parse::<usize>() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// CPUs that this process may use; a container's limit counts, not the host's.
+pub fn available_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl Inference {
+    /// Threads that run networks.
+    pub fn worker_count(&self) -> usize {
+        self.workers.unwrap_or_else(|| (available_cpus() / self.intra_threads).max(1))
+    }
+
+    /// Threads that decode pictures.
+    pub fn decode_thread_count(&self) -> usize {
+        self.decode_threads.unwrap_or_else(available_cpus)
+    }
+}
+
+impl Http {
+    /// Longest time for a whole request.
+    pub fn request_timeout(&self) -> Duration {
+        self.request_timeout.into()
+    }
+
+    /// Longest time for a body.
+    pub fn body_timeout(&self) -> Duration {
+        self.body_timeout.into()
+    }
+
+    /// Largest body in bytes.
+    pub fn max_body(&self) -> usize {
+        usize::try_from(self.max_body.as_u64()).unwrap_or(usize::MAX)
+    }
+}
+
+#[derive(Parser)]
+#[command(no_binary_name = true, args_override_self = true)]
+struct OnlySettings {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Settings {
+    /// The defaults, changed by flags as on the command line. Neither the environment nor a file is read.
+    ///
+    /// # Errors
+    /// When a flag is unknown or its value is wrong.
+    pub fn from_flags<I>(flags: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString> + Clone,
+    {
+        OnlySettings::try_parse_from(flags).map(|only| only.settings)
+    }
+
+    /// Checks what no single setting can.
+    ///
+    /// # Errors
+    /// When two settings contradict each other.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.http.body_timeout() > self.http.request_timeout() {
+            return Err(ConfigError::Contradiction(format!(
+                "--body-timeout {} is longer than --request-timeout {}: shorten the one or lengthen the other",
+                self.http.body_timeout, self.http.request_timeout
+            )));
+        }
+        self.inference.validate()
+    }
+}
+
+impl Inference {
+    /// Checks what no single setting can.
+    ///
+    /// # Errors
+    /// When two settings contradict each other.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.max_megapixels > self.max_megapixels_held {
+            return Err(ConfigError::Contradiction(format!(
+                "--max-megapixels {} is more than --max-megapixels-held {}: a picture that large could never be decoded",
+                self.max_megapixels, self.max_megapixels_held
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The settings of a `facewise.toml`, as text; the flags' own parsers read the values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct File(BTreeMap<String, String>);
+
+impl File {
+    /// Reads the file that is named, else [`FILE`] in the current folder if there is one.
+    ///
+    /// # Errors
+    /// When a named file cannot be read, or the file is no TOML, names an unknown setting or gives one a wrong value.
+    pub fn read(named: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = named.unwrap_or(Path::new(FILE));
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map_err(|reason| ConfigError::File { path: path.to_owned(), reason }),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.message().to_owned())?;
+        let known = OnlySettings::command();
+        let mut values = BTreeMap::new();
+        for (key, value) in table {
+            if !known.get_arguments().any(|arg| arg.get_long() == Some(key.as_str())) {
+                return Err(format!("there is no setting '{key}'"));
+            }
+            let value = as_word(&value)
+                .ok_or_else(|| format!("the value of '{key}' is neither a word, a number nor a list of them"))?;
+            OnlySettings::try_parse_from([format!("--{key}={value}")]).map_err(|error| one_line(&error))?;
+            values.insert(key, value);
+        }
+        Ok(Self(values))
+    }
+}
+
+/// A TOML value as it would stand on the command line.
+fn as_word(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(word) => Some(word.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        toml::Value::Array(items) => {
+            items.iter().map(as_word).collect::<Option<Vec<String>>>().map(|words| words.join(","))
+        }
+        toml::Value::Datetime(_) | toml::Value::Table(_) => None,
+    }
+}
+
+/// The first line of a message of the command line parser.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.trim_start_matches("error: ").to_owned()
+}
+
+/// Lays the environment and a file under the flags of a command and of its subcommands. Of a flag given twice, the second
+/// counts, so that scripts can append to what they wrap.
+pub fn layered(command: Command, file: &File) -> Command {
+    command.args_override_self(true).mut_args(|arg| layer_arg(arg, file)).mut_subcommands(|sub| layered(sub, file))
+}
+
+fn layer_arg(arg: clap::Arg, file: &File) -> clap::Arg {
+    let Some(long) = arg.get_long() else { return arg };
+    let variable = format!("FACEWISE_{}", long.to_uppercase().replace('-', "_"));
+    let value = file.0.get(long).cloned();
+    let arg = arg.env(variable).hide_env_values(true);
+    match value {
+        Some(value) => arg.default_value(Resettable::Value(value.into())),
+        None => arg,
+    }
+}
+
+/// Parses a command line whose flags lie over the environment and a file.
+///
+/// # Errors
+/// When a flag, a variable or the file is wrong; `clap` also answers `--help` and `--version` through its error.
+pub fn parse<T: Parser>(arguments: impl IntoIterator<Item = OsString>, file: &File) -> Result<T, clap::Error> {
+    let mut command = layered(T::command(), file);
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    T::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn settings(file: &str, flags: &[&str]) -> Settings {
+        let words = std::iter::once("facewise").chain(flags.iter().copied());
+        parse::<Program>(words.map(OsString::from), &File::parse(file).unwrap()).unwrap().settings
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let Settings { http, inference, .. } = Settings::from_flags::<[&str; 0]>([]).unwrap();
+        assert_eq!(http.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(http.max_body(), 20_000_000);
+        assert_eq!(http.request_timeout(), Duration::from_secs(30));
+        assert_eq!((inference.max_megapixels, inference.models), (50, PathBuf::from("models")));
+        assert_eq!(inference.tasks, Tasks::default());
+    }
+
+    #[test]
+    fn flags_lie_over_the_file_and_the_file_over_the_defaults() {
+        let file = "max-body = '3MB'\nmax-batch = 8\ntasks = ['age', 'smile']\nlisten = '127.0.0.1:1'";
+        let settings = settings(file, &["--listen", "127.0.0.1:2"]);
+        assert_eq!(settings.http.listen.port(), 2);
+        assert_eq!(settings.http.max_body(), 3_000_000);
+        assert_eq!(settings.inference.max_batch, 8);
+        assert_eq!(settings.inference.tasks.to_string(), "age,smile");
+        assert_eq!(settings.inference.max_queue, 1024);
+    }
+
+    #[test]
+    fn every_setting_has_its_environment_variable() {
+        let command = layered(Program::command(), &File::default());
+        let variable = |long: &str| {
+            let arg = command.get_arguments().find(|arg| arg.get_long() == Some(long)).unwrap();
+            arg.get_env().unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!(variable("listen"), "FACEWISE_LISTEN");
+        assert_eq!(variable("max-megapixels-held"), "FACEWISE_MAX_MEGAPIXELS_HELD");
+    }
+
+    #[test]
+    fn a_wrong_file_says_what_is_wrong() {
+        for (file, message) in [
+            ("liste = '127.0.0.1:1'", "there is no setting 'liste'"),
+            ("listen = 'here'", "invalid value 'here' for '--listen"),
+            ("workers = 0", "must be at least 1"),
+            ("max-body = {}", "neither a word, a number nor a list"),
+            ("tasks = 'beauty'", "unknown task 'beauty'"),
+            ("listen = ", "expected"),
+        ] {
+            let error = File::parse(file).unwrap_err();
+            assert!(error.contains(message), "{file}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        let missing = File::read(Some(Path::new("no/such.toml"))).unwrap_err().to_string();
+        assert!(missing.contains("no/such.toml"), "{missing}");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for flags in [["--body-timeout", "40s"], ["--max-megapixels-held", "49"]] {
+            let error = Settings::from_flags(flags).unwrap().validate().unwrap_err().to_string();
+            assert!(error.contains(flags[0]), "{error}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Face attributes over HTTP: the server, and the parts of it that the command line uses too.
+//!
+//! The way of a picture is [`pipeline`]; the networks run in [`engine`], which the models of [`repository`] are loaded
+//! into; [`api`] speaks HTTP about it, and [`server`] starts and stops it all.
+
+pub mod api;
+pub mod app;
+pub mod config;
+pub mod cpu;
+pub mod engine;
+pub mod evaluate;
+pub mod pipeline;
+pub mod repository;
+pub mod server;
+pub mod tasks;
+pub mod telemetry;

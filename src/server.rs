@@ -1,0 +1,191 @@
+//! A running server: start, the loop that accepts connections, and a stop that loses nothing that was admitted.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::api;
+use crate::app::App;
+use crate::config::{ConfigError, Settings};
+use crate::engine::{Runtime, RuntimeError};
+use crate::pipeline::Pipeline;
+use crate::repository::{Repository, RepositoryError};
+use crate::telemetry::Metrics;
+
+/// How long to wait when the system has no more file descriptors; connections end meanwhile.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long idle connections stay open when the server stops. A request that is on the way to it would be lost with its
+/// connection.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// Why the server cannot start. Each text is one sentence with the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration contradicts itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address is taken.
+    #[error("{0} is taken by another program: stop that program, or choose another address with --listen")]
+    AddressTaken(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address} ({source}): choose another address with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no ONNX Runtime.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// There is no model, or a broken one.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The system gives no more threads.
+    #[error("the threads for pictures cannot be started: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+    /// Loading the models panicked.
+    #[error("loading the models failed: {0}")]
+    Load(#[from] tokio::task::JoinError),
+}
+
+/// A server that accepts requests, until it is stopped.
+pub struct Running {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<bool>,
+}
+
+/// Starts a server: listens, loads and warms the models, and then begins to accept. Connections that come meanwhile wait.
+///
+/// # Errors
+/// When the address is taken, ONNX Runtime or the models are missing or broken, or the settings contradict each other.
+pub async fn serve(settings: Settings) -> Result<Running, StartError> {
+    settings.validate()?;
+    let address = settings.http.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => StartError::AddressTaken(address),
+        _ => StartError::Listen { address, source },
+    })?;
+    let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
+    let app = tokio::task::spawn_blocking(move || load(settings)).await??;
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(accept(listener, Arc::new(app), stopped));
+    tracing::info!(%address, "listening");
+    Ok(Running { address, stop, task })
+}
+
+fn load(settings: Settings) -> Result<App, StartError> {
+    let metrics = Arc::new(Metrics::new());
+    let runtime = Runtime::load(settings.inference.onnxruntime.as_deref())?;
+    let repository = Repository::open(&runtime, &settings.inference, &metrics)?;
+    let pipeline = Pipeline::new(&settings.inference, Arc::clone(&metrics))?;
+    Ok(App::new(settings, metrics, repository, pipeline))
+}
+
+impl Running {
+    /// The address that it listens on, with the port that the system chose where 0 was asked for.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops accepting, finishes what was admitted, and ends. Whether everything was finished in time.
+    pub async fn stop(self) -> bool {
+        // The receiver lives in the task; where it has ended, there is nothing left to stop.
+        let _ = self.stop.send(true);
+        self.task.await.unwrap_or(false)
+    }
+}
+
+/// Accepts connections until told to stop; whether all of them were finished in time then.
+async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiver<bool>) -> bool {
+    let connections = Connections::new(&app);
+    loop {
+        tokio::select! {
+            biased;
+            _ = stopped.changed() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => connections.serve(stream),
+                Err(error) if is_the_clients(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            },
+        }
+    }
+    app.stop();
+    tracing::info!(connections = connections.graceful.count(), "stopping: finishing what was admitted");
+    connections.serve_backlog(listener);
+    let in_time = connections.finish(app.settings.http.shutdown_timeout.into()).await;
+    if in_time {
+        tracing::info!("stopped: everything admitted was answered");
+    } else {
+        tracing::warn!("stopped: some connections were not finished in time (--shutdown-timeout)");
+    }
+    in_time
+}
+
+/// Errors of one connection, which say nothing about the next.
+fn is_the_clients(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Connections being served.
+struct Connections {
+    graceful: GracefulShutdown,
+    router: axum::Router,
+    http: http1::Builder,
+}
+
+impl Connections {
+    fn new(app: &Arc<App>) -> Self {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(Duration::from(app.settings.http.idle_timeout));
+        Self { graceful: GracefulShutdown::new(), router: api::router(app), http }
+    }
+
+    fn serve(&self, stream: TcpStream) {
+        // An answer is one small write that must not wait for an acknowledgement; where that cannot be set, it waits.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(self.router.clone());
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let connection = self.graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection broke off");
+            }
+        });
+    }
+
+    /// Stops listening. Connections that the system has taken already are served: their request may be on the way.
+    fn serve_backlog(&self, listener: TcpListener) {
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, _)) = listener.accept() {
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                self.serve(stream);
+            }
+        }
+    }
+
+    /// Waits for the connections to end; whether they did in time. Every answer closes its connection by now, so a client
+    /// in the middle of its work is not cut off; what has been idle for [`QUIET`] is closed.
+    async fn finish(self, limit: Duration) -> bool {
+        let idle_since = tokio::time::Instant::now();
+        while self.graceful.count() > 0 && idle_since.elapsed() < QUIET {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::timeout(limit, self.graceful.shutdown()).await.is_ok()
+    }
+}

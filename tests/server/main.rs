@@ -1,0 +1,11 @@
+//! The server from outside: a real one on a free port, spoken to over HTTP, and the program as a process.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod engine;
+mod evaluate;
+mod harness;
+mod operations;
+mod predict;
+mod shutdown;
+mod startup;

@@ -1,0 +1,184 @@
+//! A run's state on disk: variables, their average, the optimiser and the position, in one safetensors file
+//! that is replaced as a whole, so that a killed run never leaves half of one.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tch::nn::VarStore;
+use tch::{Kind, Tensor, no_grad};
+
+use crate::optimiser::{AdamW, sorted};
+
+const POSITION: &str = "position";
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The epoch, from 0.
+    pub epoch: u32,
+    /// Batches of this epoch that are done.
+    pub batch: usize,
+    /// Steps done since the start.
+    pub step: u64,
+}
+
+/// Writes everything that continuing needs.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save(path: &Path, live: &VarStore, averaged: &VarStore, optimiser: &AdamW, position: Position) -> Result<()> {
+    let numbers = [i64::from(position.epoch), position.batch as i64, position.step as i64];
+    let mut tensors = vec![(POSITION.to_owned(), Tensor::from_slice(&numbers))];
+    tensors.extend(named("live", live));
+    tensors.extend(named("average", averaged));
+    tensors.extend(optimiser.state());
+    write(path, &tensors)
+}
+
+/// Continues from a file that [`save`] wrote: fills the variables and the optimiser, and tells the position.
+///
+/// # Errors
+/// When the file is missing, broken, or of another network.
+pub fn load(path: &Path, live: &VarStore, averaged: &VarStore, optimiser: &AdamW) -> Result<Position> {
+    let tensors = read(path)?;
+    let position = tensors.get(POSITION).context("no position")?;
+    let numbers = Vec::<i64>::try_from(position.shallow_clone())?;
+    ensure!(numbers.len() == 3, "the position has {} numbers", numbers.len());
+    let wanted = named("live", live).into_iter().chain(named("average", averaged)).chain(optimiser.state());
+    fill(wanted, &tensors).with_context(|| format!("in {}", path.display()))?;
+    Ok(Position {
+        epoch: u32::try_from(numbers[0])?,
+        batch: usize::try_from(numbers[1])?,
+        step: u64::try_from(numbers[2])?,
+    })
+}
+
+/// Writes the variables alone, under their own names.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_weights(path: &Path, variables: &VarStore) -> Result<()> {
+    write(path, &sorted(variables))
+}
+
+/// Rounds all variables to what a 16-bit float can hold, so that [`save_half`] loses nothing.
+pub fn round_to_half(variables: &VarStore) {
+    no_grad(|| {
+        for (_, mut tensor) in sorted(variables) {
+            let rounded = tensor.to_kind(Kind::Half).to_kind(tensor.kind());
+            tensor.copy_(&rounded);
+        }
+    });
+}
+
+/// As [`save_weights`], in 16-bit floats: half the size, to be kept with a model and trained on with `--init`.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_half(path: &Path, variables: &VarStore) -> Result<()> {
+    let half: Vec<(String, Tensor)> =
+        sorted(variables).into_iter().map(|(name, tensor)| (name, tensor.detach().to_kind(Kind::Half))).collect();
+    write(path, &half)
+}
+
+/// Fills the variables from a file that [`save_weights`] or [`save_half`] wrote.
+///
+/// # Errors
+/// When the file is missing, broken, or of another network.
+pub fn load_weights(path: &Path, variables: &VarStore) -> Result<()> {
+    fill(sorted(variables).into_iter(), &read(path)?).with_context(|| format!("in {}", path.display()))
+}
+
+fn named(prefix: &str, variables: &VarStore) -> Vec<(String, Tensor)> {
+    sorted(variables).into_iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor)).collect()
+}
+
+fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    // Strides do not survive the file: contiguous, on the CPU.
+    let plain: Vec<(&str, Tensor)> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.detach().to_device(tch::Device::Cpu).contiguous()))
+        .collect();
+    let fresh = path.with_extension("part");
+    Tensor::write_safetensors(&plain, &fresh).with_context(|| format!("cannot write {}", fresh.display()))?;
+    fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn read(path: &Path) -> Result<HashMap<String, Tensor>> {
+    let tensors = Tensor::read_safetensors(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(tensors.into_iter().collect())
+}
+
+fn fill(wanted: impl Iterator<Item = (String, Tensor)>, found: &HashMap<String, Tensor>) -> Result<()> {
+    for (name, mut tensor) in wanted {
+        let source =
+            found.get(&name).with_context(|| format!("`{name}` is missing: the file is of another network"))?;
+        ensure!(
+            source.size() == tensor.size(),
+            "`{name}` has shape {:?} instead of {:?}",
+            source.size(),
+            tensor.size()
+        );
+        no_grad(|| tensor.copy_(source));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+    use tch::nn::Init;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn store(value: f64, width: i64) -> VarStore {
+        let store = VarStore::new(Device::Cpu);
+        let _weight = store.root().var("weight", &[2, width], Init::Const(value));
+        store
+    }
+
+    fn values(store: &VarStore) -> Vec<Vec<f32>> {
+        Vec::try_from(&sorted(store)[0].1.detach()).expect("two rows")
+    }
+
+    #[test]
+    fn a_checkpoint_restores_variables_optimiser_and_position() {
+        let config = Config::parse(include_str!("../configs/default.toml")).expect("valid").optimiser;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("checkpoint.safetensors");
+        let step = |store: &VarStore, optimiser: &mut AdamW, number: u64| {
+            optimiser.zero_grad();
+            let weight = &sorted(store)[0].1;
+            (weight * weight).sum(Kind::Float).backward();
+            optimiser.step(number, 0.1);
+        };
+        let (live, averaged) = (store(1.0, 3), store(2.0, 3));
+        let mut optimiser = AdamW::new(&live, &config);
+        step(&live, &mut optimiser, 1);
+        let position = Position { epoch: 3, batch: 7, step: 99 };
+        save(&path, &live, &averaged, &optimiser, position).expect("written");
+        step(&live, &mut optimiser, 2);
+
+        let (other, other_averaged) = (store(0.0, 3), store(0.0, 3));
+        let mut resumed = AdamW::new(&other, &config);
+        assert_eq!(load(&path, &other, &other_averaged, &resumed).expect("whole"), position);
+        assert_eq!(values(&other_averaged), values(&averaged));
+        step(&other, &mut resumed, 2);
+        assert_eq!(values(&other), values(&live), "the next step is the same");
+    }
+
+    #[test]
+    fn weights_of_another_network_are_refused_by_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("weights.safetensors");
+        save_half(&path, &store(0.5, 3)).expect("written");
+        let same = store(0.0, 3);
+        load_weights(&path, &same).expect("fits");
+        assert_eq!(values(&same), [[0.5; 3]; 2]);
+        let error = load_weights(&path, &store(0.0, 4)).expect_err("another shape");
+        assert!(format!("{error:#}").contains("`weight` has shape [2, 3] instead of [2, 4]"), "{error:#}");
+    }
+}

@@ -1,0 +1,239 @@
+//! The sets of a configuration as samples, read from their folders or from packs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use facewise_core::picture::{self, Limits};
+use facewise_core::task::AGES;
+use facewise_evaluation::{Dataset, Filter, Row};
+use rayon::prelude::*;
+
+use crate::config::{Config, DataConfig};
+use crate::loader::Mix;
+use crate::sample::{self, Labels, PackWriter, Sample};
+
+/// Columns of FER+ with the votes for each label of the emotion task, in tensor order.
+const VOTE_COLUMNS: [&str; 7] =
+    ["fp_anger", "fp_disgust", "fp_fear", "fp_happiness", "fp_sadness", "fp_surprise", "fp_neutral"];
+
+/// Of ten votes, fewer than this for the seven labels say too little: most people saw something else, or no face.
+const FEWEST_VOTES: f32 = 5.0;
+
+/// Where samples come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A folder with one folder a set.
+    Sets(PathBuf),
+    /// A folder with the parts that [`pack`] wrote.
+    Packs(PathBuf),
+}
+
+/// One set's samples.
+#[derive(Debug)]
+pub struct Split {
+    /// Samples to learn from.
+    pub train: Vec<Sample>,
+    /// Held-out samples.
+    pub validation: Vec<Sample>,
+}
+
+impl Source {
+    /// All sets of a configuration: the mix to learn from, and the held-out samples.
+    ///
+    /// # Errors
+    /// When a set is missing, broken, or its filter leaves nothing.
+    pub fn load(&self, config: &Config) -> Result<(Mix, Vec<Sample>)> {
+        let mut mix = Mix { samples: Vec::new(), sets: Vec::new() };
+        let mut validation = Vec::new();
+        for data in &config.data {
+            let split = self.split(config, data)?;
+            let first = mix.samples.len();
+            mix.samples.extend(split.train);
+            mix.sets.push((first..mix.samples.len(), data.repeat));
+            validation.extend(split.validation);
+        }
+        Ok((mix, validation))
+    }
+
+    /// The held-out samples alone.
+    ///
+    /// # Errors
+    /// As for [`Source::load`].
+    pub fn validation(&self, config: &Config) -> Result<Vec<Sample>> {
+        let mut samples = Vec::new();
+        for data in &config.data {
+            samples.extend(match self {
+                Self::Sets(_) => self.split(config, data)?.validation,
+                Self::Packs(folder) => sample::read_pack(folder, &pack_name(data, "validation"))?,
+            });
+        }
+        Ok(samples)
+    }
+
+    fn split(&self, config: &Config, data: &DataConfig) -> Result<Split> {
+        match self {
+            Self::Sets(root) => read(root, data, resolution(config)),
+            Self::Packs(folder) => Ok(Split {
+                train: sample::read_pack(folder, &pack_name(data, "train"))?,
+                validation: sample::read_pack(folder, &pack_name(data, "validation"))?,
+            }),
+        }
+    }
+}
+
+/// Reads all sets of a configuration and writes them as parts; the number of samples and parts of each is told to `report`.
+///
+/// # Errors
+/// When a set cannot be read or a part not be written.
+pub fn pack(
+    config: &Config,
+    root: &Path,
+    folder: &Path,
+    part_bytes: usize,
+    report: impl Fn(&str, usize, usize),
+) -> Result<()> {
+    for data in &config.data {
+        let split = read(root, data, resolution(config))?;
+        for (part, samples) in [("train", &split.train), ("validation", &split.validation)] {
+            let name = pack_name(data, part);
+            let mut writer = PackWriter::new(folder, &name, part_bytes)?;
+            for sample in samples {
+                writer.push(sample)?;
+            }
+            report(&name, samples.len(), writer.finish()?);
+        }
+    }
+    Ok(())
+}
+
+/// Twice the network's input: enough for a face that the augmentation enlarges, with some room for the filter.
+fn resolution(config: &Config) -> u32 {
+    2 * config.size()
+}
+
+fn pack_name(data: &DataConfig, part: &str) -> String {
+    format!("{}-{part}", data.set)
+}
+
+fn read(root: &Path, data: &DataConfig, resolution: u32) -> Result<Split> {
+    let folder = root.join(&data.set);
+    let dataset = Dataset::open(&folder).with_context(|| format!("set `{}`", data.set))?;
+    let select = |filter: &str| -> Result<Vec<&Row>> {
+        let filter = Filter::parse(filter).with_context(|| format!("set `{}`", data.set))?;
+        dataset.select(&filter).with_context(|| format!("set `{}`", data.set))
+    };
+    let chosen = select(&data.filter)?;
+    let (train, validation) = match (&data.validation, data.hold_out) {
+        (Some(filter), _) => (chosen, select(filter)?),
+        (None, Some(every)) => {
+            let held = |index: usize| (index + 1).is_multiple_of(every);
+            let pick = |wanted: bool| chosen.iter().copied().enumerate().filter(move |(i, _)| held(*i) == wanted);
+            (pick(false).map(|(_, row)| row).collect(), pick(true).map(|(_, row)| row).collect())
+        }
+        (None, None) => (chosen, Vec::new()),
+    };
+    ensure!(!train.is_empty(), "set `{}`: no row has {}", data.set, data.filter);
+    let votes = VOTE_COLUMNS.map(|column| dataset.column(column).ok());
+    let sample = |row: &Row| -> Result<Sample> {
+        let picture = picture::decode(&dataset.read(row)?, Limits::default())?;
+        Ok(Sample::new(picture, row.landmarks, labels(row, &votes).only(&data.tasks), resolution))
+    };
+    let samples = |rows: Vec<&Row>| {
+        let read =
+            |row: &Row| sample(row).with_context(|| format!("set `{}`, line {}: {}", data.set, row.line, row.path));
+        rows.into_par_iter().map(read).collect::<Result<Vec<_>>>()
+    };
+    Ok(Split { train: samples(train)?, validation: samples(validation)? })
+}
+
+/// A row's labels as the loss takes them.
+fn labels(row: &Row, votes: &[Option<usize>; 7]) -> Labels {
+    let index = |label: Option<usize>| label.and_then(|label| u8::try_from(label).ok());
+    Labels {
+        age: row.labels.age.map(|age| age.min((AGES - 1) as f32)),
+        gender: index(row.labels.gender),
+        smile: index(row.labels.smile),
+        emotion: index(row.labels.emotion),
+        emotion_votes: shares(votes.map(|column| column.and_then(|column| row.cell(column).parse().ok()))),
+    }
+}
+
+/// Votes as shares; `None` where a column is missing or too few voted for any of the labels.
+fn shares(votes: [Option<f32>; 7]) -> Option<[f32; 7]> {
+    let mut shares = [0.0; 7];
+    for (share, votes) in shares.iter_mut().zip(votes) {
+        *share = votes?;
+    }
+    let sum: f32 = shares.iter().sum();
+    (sum >= FEWEST_VOTES).then(|| shares.map(|votes| votes / sum))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::fs;
+
+    use image::RgbImage;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn votes_become_shares_unless_too_few() {
+        assert_eq!(shares([0.0, 0.0, 0.0, 4.0, 0.0, 0.0, 4.0].map(Some)), Some([0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.5]));
+        assert_eq!(shares([0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 2.0].map(Some)), None);
+        assert_eq!(shares([None; 7]), None);
+    }
+
+    /// One small set, as the default configuration has four.
+    fn config() -> Config {
+        let mut config = Config::parse(include_str!("../configs/default.toml")).expect("valid");
+        config.data.truncate(1);
+        config.data[0].set = "faces".into();
+        config.data[0].validation = None;
+        config.data[0].hold_out = Some(3);
+        config
+    }
+
+    fn set(root: &Path) {
+        let folder = root.join("faces");
+        fs::create_dir(&folder).expect("made");
+        let mut manifest = "path,age,gender,split\n".to_owned();
+        for index in 0..7u8 {
+            RgbImage::from_pixel(20, 20, image::Rgb([index * 30; 3]))
+                .save(folder.join(format!("{index}.png")))
+                .expect("written");
+            let split = if index == 6 { "test" } else { "train" };
+            writeln!(manifest, "{index}.png,{},female,{split}", 10 * (index + 5)).expect("written");
+        }
+        fs::write(folder.join("manifest.csv"), manifest).expect("written");
+    }
+
+    #[test]
+    fn sets_and_their_packs_give_the_same_samples() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        set(root.path());
+        let (mix, validation) = Source::Sets(root.path().into()).load(&config()).expect("readable");
+        let ages =
+            |samples: &[Sample]| samples.iter().map(|sample| sample.labels.age.expect("labelled")).collect::<Vec<_>>();
+        assert_eq!(ages(&mix.samples), [50.0, 60.0, 80.0, 90.0]);
+        assert_eq!(ages(&validation), [70.0, 100.0], "every third row");
+        let packs = root.path().join("packs");
+        pack(&config(), root.path(), &packs, 1 << 20, |_, _, _| ()).expect("packed");
+        let (packed, packed_validation) = Source::Packs(packs.clone()).load(&config()).expect("readable");
+        assert!(packed.samples == mix.samples && packed_validation == validation);
+        assert!(Source::Packs(packs).validation(&config()).expect("readable") == validation);
+    }
+
+    #[test]
+    fn a_missing_set_and_an_empty_choice_are_named() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let load =
+            |config: &Config| format!("{:#}", Source::Sets(root.path().into()).load(config).expect_err("refused"));
+        assert!(load(&config()).contains("set `faces`"));
+        set(root.path());
+        let mut nothing = config();
+        nothing.data[0].filter = "split=nowhere".into();
+        assert_eq!(load(&nothing), "set `faces`: no row has split=nowhere");
+    }
+}

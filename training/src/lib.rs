@@ -1,0 +1,22 @@
+//! Trains the networks that facewise serves, and writes them as ONNX.
+//!
+//! The way of a network: sets ([`data`]) become samples ([`sample`]), varied crops ([`augment`]) and batches ([`loader`]);
+//! a layer graph ([`graph`], built by [`architectures`]) is run by libtorch ([`network`]) and learns ([`loss`], [`optimiser`],
+//! [`train`]); what came out is scored ([`validate`]) and written for serving ([`onnx`], [`model`]).
+
+pub mod architectures;
+pub mod augment;
+pub mod bench;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+pub mod graph;
+pub mod loader;
+pub mod loss;
+pub mod model;
+pub mod network;
+pub mod onnx;
+pub mod optimiser;
+pub mod sample;
+pub mod train;
+pub mod validate;

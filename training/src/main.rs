@@ -1,0 +1,247 @@
+//! Command line of the training crate: pack, train, export, record, bench.
+
+use std::env;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use facewise_evaluation::report::Report;
+use facewise_training::architectures::residual::ResidualConfig;
+use facewise_training::config::{Config, Stage};
+use facewise_training::data::{self, Source};
+use facewise_training::model::{self, Identity};
+use facewise_training::network::Precision;
+use facewise_training::{bench, train};
+use tch::Device;
+
+#[derive(Parser)]
+#[command(version, about = "Trains the networks that facewise serves, and writes them as ONNX")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a network
+    Train {
+        #[arg(long)]
+        config: PathBuf,
+        #[command(flatten)]
+        source: SourceArgs,
+        /// Folder of the run: configuration, figures per epoch, checkpoints, weights
+        #[arg(long, default_value = "runs/default")]
+        run: PathBuf,
+        /// Continue the run from its checkpoint
+        #[arg(long)]
+        resume: bool,
+        /// Start from these weights of the same network, as `export --weights` writes them
+        #[arg(long, conflicts_with = "resume")]
+        init: Option<PathBuf>,
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
+    /// Decode the sets of a configuration once, into compact binary parts
+    Pack {
+        #[arg(long)]
+        config: PathBuf,
+        /// Folder with one folder a set
+        #[arg(long)]
+        data: PathBuf,
+        /// Folder for the parts
+        #[arg(long)]
+        out: PathBuf,
+        /// Largest size of a part in MiB
+        #[arg(long, default_value_t = 60)]
+        part_mib: usize,
+    },
+    /// Write a complete run as a model of the repository, and compare ONNX Runtime with libtorch on held-out pictures
+    Export {
+        /// Folder of the run
+        #[arg(long, default_value = "runs/default")]
+        run: PathBuf,
+        #[command(flatten)]
+        source: SourceArgs,
+        /// The model repository
+        #[arg(long, default_value = "models")]
+        models: PathBuf,
+        #[arg(long, default_value = "face-attributes")]
+        name: String,
+        #[arg(long, default_value = "1")]
+        model_version: String,
+        /// One sentence for people
+        #[arg(long, default_value = "Age, gender, smile and emotion of one face")]
+        description: String,
+        /// Also write the weights, in 16-bit floats, for training on with `train --init`
+        #[arg(long)]
+        weights: Option<PathBuf>,
+    },
+    /// Write the figures of evaluation reports into a model's manifest
+    Record {
+        /// Folder of the model, as in models/face-attributes/1
+        #[arg(long)]
+        model: PathBuf,
+        /// Reports that `facewise evaluate --json` wrote
+        #[arg(required = true)]
+        reports: Vec<PathBuf>,
+    },
+    /// Measure pictures per second of training; prints one line of JSON
+    Bench {
+        /// Losses, augmentation and sets; the network is the one of 139 M multiply-adds, whatever is configured
+        #[arg(long, default_value = "training/configs/default.toml")]
+        config: PathBuf,
+        /// Samples a step
+        #[arg(long, default_value_t = 64)]
+        batch: usize,
+        /// Side of the input in pixels
+        #[arg(long, default_value_t = 64)]
+        size: u32,
+        #[arg(long, default_value_t = 20)]
+        steps: usize,
+        /// Folder with packed parts: measure loading and augmentation too
+        #[arg(long)]
+        pack: Option<PathBuf>,
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct SourceArgs {
+    /// Folder with one folder a set
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Folder with packed parts
+    #[arg(long)]
+    pack: Option<PathBuf>,
+}
+
+impl SourceArgs {
+    fn source(self) -> Result<Source> {
+        let sets = self.data.map(Source::Sets);
+        sets.or_else(|| self.pack.map(Source::Packs)).context("give --data or --pack")
+    }
+}
+
+#[derive(Args)]
+struct ComputeArgs {
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    device: DeviceName,
+    /// Number format of convolutions; bf16 pays where the processor has AVX512-BF16 or AMX, and on GPUs
+    #[arg(long, value_enum, default_value_t = PrecisionName::Fp32)]
+    precision: PrecisionName,
+    /// Threads of libtorch; all cores by default
+    #[arg(long)]
+    threads: Option<i32>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceName {
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrecisionName {
+    Fp32,
+    Bf16,
+}
+
+impl ComputeArgs {
+    /// Sets the threads, and tells device and precision.
+    fn prepare(&self) -> Result<(Device, Precision)> {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads);
+        }
+        let device = match self.device {
+            DeviceName::Cpu => Device::Cpu,
+            DeviceName::Cuda => {
+                anyhow::ensure!(
+                    tch::Cuda::is_available(),
+                    "libtorch sees no GPU: run with a CUDA libtorch, as training/README.md says"
+                );
+                Device::Cuda(0)
+            }
+        };
+        let precision = match self.precision {
+            PrecisionName::Fp32 => Precision::Fp32,
+            PrecisionName::Bf16 => Precision::Bf16,
+        };
+        Ok((device, precision))
+    }
+}
+
+/// glibc hands every large tensor back to the system, which has to clear its pages again in the next step. It reads how to do
+/// better only when a process starts, so this one starts itself anew, unless the variable is set already.
+fn keep_memory() -> Result<()> {
+    const VARIABLE: &str = "GLIBC_TUNABLES";
+    const TUNABLES: &str =
+        "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1";
+    if env::var_os(VARIABLE).is_some() {
+        return Ok(());
+    }
+    let program = env::current_exe().context("cannot find this program's file")?;
+    Err(process::Command::new(program).args(env::args_os().skip(1)).env(VARIABLE, TUNABLES).exec())
+        .context("cannot start anew")
+}
+
+fn main() -> Result<()> {
+    keep_memory()?;
+    match Cli::parse().command {
+        Command::Train { config, source, run, resume, init, compute } => {
+            let config = Config::read(&config)?;
+            let (device, precision) = compute.prepare()?;
+            let (mix, validation) = source.source()?.load(&config)?;
+            eprintln!("{} samples an epoch, {} held out", mix.epoch_len(), validation.len());
+            let options = train::Options { run, resume, init, device, precision };
+            let figures = train::train(&config, mix, &validation, &options)?;
+            println!("{}", serde_json::to_string_pretty(&figures)?);
+        }
+        Command::Pack { config, data, out, part_mib } => {
+            let config = Config::read(&config)?;
+            data::pack(&config, &data, &out, part_mib << 20, |name, samples, parts| {
+                println!("{name}: {samples} samples in {parts} parts");
+            })?;
+        }
+        Command::Export { run, source, models, name, model_version, description, weights } => {
+            let config = Config::read(&run.join(train::CONFIG))?;
+            let samples = source.source()?.validation(&config)?;
+            let identity = Identity { name, version: model_version, description };
+            let (path, parity) = model::write(&run, &models, identity, &samples, weights.as_deref())?;
+            println!("{}", path.display());
+            println!(
+                "parity over {} crops: libtorch and ONNX Runtime differ by at most {:.1e}, a row alone and in a batch by {:.1e}",
+                parity.pictures, parity.max_abs_difference, parity.max_row_difference
+            );
+        }
+        Command::Record { model, reports } => {
+            let reports = reports
+                .iter()
+                .map(|path| {
+                    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                    serde_json::from_str::<Report>(&text).with_context(|| format!("{} is not a report", path.display()))
+                })
+                .collect::<Result<Vec<_>>>()?;
+            model::record(&model, &reports)?;
+        }
+        Command::Bench { config, batch, size, steps, pack, compute } => {
+            let stages = vec![Stage { size, epochs: 1 }];
+            let config = Config { batch, stages, network: ResidualConfig::default(), ..Config::read(&config)? };
+            let (device, precision) = compute.prepare()?;
+            let mut figures = serde_json::json!({
+                "pictures_per_second": bench::random(&config, steps, device, precision)?, "batch": batch, "size": size,
+            });
+            if let Some(folder) = pack {
+                let (mix, _) = Source::Packs(folder).load(&config)?;
+                figures["packed_pictures_per_second"] = bench::packed(&config, mix, steps, device, precision)?.into();
+            }
+            println!("{figures}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! A trained network as a folder of the model repository: `model.onnx` and `manifest.json`, the same manifest in both.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use facewise_core::decode::AgePoint;
+use facewise_core::geometry::Template;
+use facewise_core::manifest::{Colour, Head, Input, Kind, Manifest, Measurement, Provenance, SCHEMA, Values};
+use facewise_core::task::Task;
+use facewise_evaluation::report::{Geometry, Report};
+use prost::Message;
+use tch::Device;
+use tch::nn::VarStore;
+
+use crate::architectures::residual::residual;
+use crate::checkpoint;
+use crate::config::Config;
+use crate::graph::Graph;
+use crate::network::Network;
+use crate::onnx::parity::{self, Parity};
+use crate::onnx::{export, metadata};
+use crate::sample::Sample;
+use crate::train;
+use crate::validate;
+
+/// Largest difference allowed between a logit of libtorch and of ONNX Runtime.
+pub const LOGIT_TOLERANCE: f32 = 1e-4;
+
+/// Fewest real crops that parity is checked on.
+pub const PARITY_PICTURES: usize = 256;
+
+/// What a model is called.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Name of the model and its folder.
+    pub name: String,
+    /// Version and folder within.
+    pub version: String,
+    /// One sentence for people.
+    pub description: String,
+}
+
+/// Writes a complete run as `<models>/<name>/<version>/`, and its weights in 16-bit floats where `weights` says, then runs real crops through libtorch and ONNX Runtime and compares.
+///
+/// # Errors
+/// When the run is not complete, a file cannot be written, fewer than [`PARITY_PICTURES`] samples are given, or the engines disagree.
+pub fn write(
+    run: &Path,
+    models: &Path,
+    identity: Identity,
+    samples: &[Sample],
+    weights: Option<&Path>,
+) -> Result<(PathBuf, Parity)> {
+    ensure!(samples.len() >= PARITY_PICTURES, "parity needs {PARITY_PICTURES} crops, there are {}", samples.len());
+    let config = Config::read(&run.join(train::CONFIG))?;
+    let graph = residual(&config.network)?;
+    let variables = VarStore::new(Device::Cpu);
+    let network = Network::new(&variables.root(), &graph);
+    checkpoint::load_weights(&run.join(train::WEIGHTS), &variables).context("is the run complete?")?;
+    // The file kept for training on and the ONNX file hold the same numbers.
+    checkpoint::round_to_half(&variables);
+    if let Some(path) = weights {
+        checkpoint::save_half(path, &variables)?;
+    }
+
+    let manifest = manifest(&config, &graph, identity)?;
+    let json = manifest.to_json();
+    let heads: Vec<&str> = Task::ALL.iter().map(|task| task.name()).collect();
+    let model = export::write(&graph, &variables.variables(), config.size() as usize, &heads, &json)?;
+    let folder = models.join(&manifest.name).join(&manifest.version);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join("model.onnx");
+    fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(folder.join("manifest.json"), &json)?;
+
+    let step = samples.len() / PARITY_PICTURES;
+    let spread: Vec<Sample> = samples.iter().step_by(step).take(PARITY_PICTURES).cloned().collect();
+    let batches = validate::plain_batches(&spread, config.size()).map(|batch| validate::pixels(&batch, Device::Cpu));
+    let parity = parity::check(&path, &network, batches, LOGIT_TOLERANCE)?;
+    Ok((path, parity))
+}
+
+/// Writes what reports measured into a model's manifest, in the file and beside it. A figure on the same rows and crops is replaced.
+///
+/// # Errors
+/// When a file cannot be read or written, or a report is of another model.
+pub fn record(folder: &Path, reports: &[Report]) -> Result<()> {
+    let beside = folder.join("manifest.json");
+    let text = fs::read_to_string(&beside).with_context(|| format!("cannot read {}", beside.display()))?;
+    let mut manifest = Manifest::from_json(&text).with_context(|| format!("in {}", beside.display()))?;
+    for report in reports {
+        let of = (&report.model.name, &report.model.version);
+        ensure!(of == (&manifest.name, &manifest.version), "a report is of {} {}, not of this model", of.0, of.1);
+        let fresh = measurement(report);
+        let same = |old: &Measurement| (&old.data, &old.filter, &old.crop) == (&fresh.data, &fresh.filter, &fresh.crop);
+        manifest.metrics.retain(|old| !same(old));
+        manifest.metrics.push(fresh);
+    }
+    let json = manifest.to_json();
+    metadata::replace_manifest(&folder.join("model.onnx"), &json)?;
+    fs::write(&beside, json).with_context(|| format!("cannot write {}", beside.display()))
+}
+
+fn measurement(report: &Report) -> Measurement {
+    let mut values = BTreeMap::new();
+    let mut n = 0;
+    if let Some(age) = &report.tasks.age {
+        n = n.max(age.n);
+        values.insert("age.mae".to_owned(), age.mae);
+        values.insert("age.accuracy_8".to_owned(), age.accuracy_8);
+        values.insert("age.interval_coverage".to_owned(), age.interval_coverage);
+    }
+    let labelled = [
+        (Task::Gender, &report.tasks.gender),
+        (Task::Smile, &report.tasks.smile),
+        (Task::Emotion, &report.tasks.emotion),
+    ];
+    for (task, metrics) in labelled {
+        if let Some(metrics) = metrics {
+            n = n.max(metrics.n);
+            values.insert(format!("{task}.accuracy"), metrics.accuracy);
+            values.insert(format!("{task}.ece"), metrics.ece);
+        }
+    }
+    for value in values.values_mut() {
+        *value = (*value * 1e4).round() / 1e4;
+    }
+    Measurement {
+        data: report.dataset.name.clone(),
+        filter: report.dataset.filter.clone().unwrap_or_default(),
+        crop: match report.detect {
+            Geometry::Manifest => "keypoints",
+            Geometry::Crop => "detector",
+            Geometry::Square => "square",
+        }
+        .to_owned(),
+        n,
+        values,
+    }
+}
+
+fn manifest(config: &Config, graph: &Graph, identity: Identity) -> Result<Manifest> {
+    let heads = Task::ALL.map(|task| Head {
+        task,
+        output: task.name().to_owned(),
+        values: Values::Probabilities,
+        labels: task.labels().iter().map(|label| (*label).to_owned()).collect(),
+        point: (task == Task::Age).then_some(AgePoint::Median),
+    });
+    let manifest = Manifest {
+        schema: SCHEMA,
+        name: identity.name,
+        version: identity.version,
+        kind: Kind::Attributes,
+        description: identity.description,
+        input: Input {
+            name: export::INPUT.to_owned(),
+            size: config.size(),
+            colour: Colour::Rgb,
+            mean: validate::NORMALISATION.0,
+            sd: validate::NORMALISATION.1,
+            template: Template::FACE,
+        },
+        heads: heads.into(),
+        provenance: Provenance {
+            commit: commit(),
+            data: config.data.iter().map(|data| format!("{} ({})", data.set, data.filter)).collect(),
+            seed: config.seed,
+            recipe: config.name.clone(),
+            epochs: config.epochs(),
+            parameters: graph.parameters() as u64,
+            multiply_adds: graph.multiply_adds(config.size() as usize)?,
+        },
+        metrics: Vec::new(),
+    };
+    // The same checks that a server makes.
+    Ok(Manifest::from_json(&manifest.to_json())?)
+}
+
+/// The commit that this was built from, as far as git can tell.
+fn commit() -> String {
+    let output = Command::new("git").args(["rev-parse", "HEAD"]).output();
+    output
+        .ok()
+        .filter(|output| output.status.success())
+        .map_or_else(String::new, |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

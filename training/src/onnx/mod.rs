@@ -1,0 +1,8 @@
+//! Networks as ONNX files: [`export`] writes them, [`metadata`] keeps the manifest inside them, and [`parity`] proves that ONNX Runtime
+//! computes what libtorch computes.
+
+pub mod export;
+pub mod messages;
+pub mod metadata;
+pub mod parity;
+pub mod runtime;

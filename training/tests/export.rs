@@ -1,0 +1,235 @@
+//! Every layer of a graph, and whole networks, give the same numbers in libtorch and, exported, in ONNX Runtime.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+
+use facewise_training::architectures::residual::{ResidualConfig, residual};
+use facewise_training::graph::{Activation, BatchNorm, Conv2d, Graph, GraphBuilder, InputSpec, Linear, Window};
+use facewise_training::network::{Mode, Network};
+use facewise_training::onnx::export::{self, ExportError};
+use facewise_training::onnx::messages::ModelProto;
+use facewise_training::onnx::metadata;
+use facewise_training::onnx::parity::{self, Parity, ParityError};
+use prost::Message;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+use tempfile::TempDir;
+
+/// Each layer at least once, in the combinations that the writer treats apart.
+fn every_layer() -> Graph {
+    let mut b = GraphBuilder::new(InputSpec { channels: 3, size: 32 });
+    let pixels = b.input();
+    let x = b.conv2d("stem", pixels, Conv2d::new(3, 8, 3).stride(2));
+    let x = b.batch_norm("stem_bn", x, BatchNorm::new(8));
+    let x = b.activation(x, Activation::LeakyRelu { slope: 0.2 });
+    let depthwise = b.conv2d("depthwise", x, Conv2d::new(8, 8, 5).groups(8).biased());
+    let depthwise = b.batch_norm("depthwise_bn", depthwise, BatchNorm { eps: 1e-3, ..BatchNorm::new(8) });
+    let depthwise = b.activation(depthwise, Activation::HardSwish);
+    // This convolution also serves the sum, so that the normalisation after it cannot be folded.
+    let shared = b.conv2d("shared", depthwise, Conv2d::new(8, 8, 1));
+    let alone = b.batch_norm("alone_bn", shared, BatchNorm::new(8));
+    let alone = b.activation(alone, Activation::Silu);
+    let sum = b.add(shared, alone);
+    let small = b.max_pool(sum, Window { kernel: 3, stride: 2, padding: 1 });
+    let large = b.upsample(small);
+    let tanh = b.activation(large, Activation::Tanh);
+    let product = b.mul(tanh, sum);
+    let joined = b.concat(vec![product, x, large]);
+    // Squeeze and excitation: one factor per channel.
+    let squeezed = b.global_avg_pool(joined);
+    let squeezed = b.linear("squeeze", squeezed, Linear { bias: false, ..Linear::new(24, 6) });
+    let squeezed = b.batch_norm("squeeze_bn", squeezed, BatchNorm::new(6));
+    let squeezed = b.relu(squeezed);
+    let excited = b.linear("excite", squeezed, Linear::new(6, 24));
+    let excited = b.activation(excited, Activation::Sigmoid);
+    let scaled = b.mul(joined, excited);
+    let pooled = b.avg_pool(scaled, Window { kernel: 3, stride: 3, padding: 1 });
+    let flat = b.flatten(pooled);
+    let vector_norm = b.batch_norm("vector_bn", flat, BatchNorm::new(24 * 36));
+    let dropped = b.dropout(vector_norm, 0.5);
+    let head = b.linear("heads.smile", dropped, Linear::new(24 * 36, 2));
+    let weights = b.linear("heads.weights", dropped, Linear::new(24 * 36, 4));
+    let weights = b.softmax(weights);
+    // A map, a dropout and one value under two names are outputs too.
+    b.finish([("smile", head), ("weights", weights), ("again", weights), ("map", small), ("features", dropped)])
+        .unwrap()
+}
+
+/// A network whose variables are all random, running statistics included.
+fn random(graph: &Graph) -> (VarStore, Network) {
+    // Tests run beside each other; threads that wait for threads would only slow them down.
+    tch::set_num_threads(1);
+    tch::manual_seed(11);
+    let store = VarStore::new(Device::Cpu);
+    let network = Network::new(&store.root(), graph);
+    // In the order of the names, for the same numbers in each run.
+    let mut variables: Vec<(String, Tensor)> = store.variables().into_iter().collect();
+    variables.sort_by(|a, b| a.0.cmp(&b.0));
+    tch::no_grad(|| {
+        for (name, mut variable) in variables {
+            let noise = variable.randn_like();
+            let value = if name.ends_with("running_var") || (variable.dim() == 1 && name.ends_with("weight")) {
+                noise.abs() + 0.5
+            } else if variable.dim() == 1 {
+                noise * 0.3
+            } else {
+                let fan_in = variable.numel() as f64 / variable.size()[0] as f64;
+                noise / fan_in.sqrt()
+            };
+            variable.copy_(&value);
+        }
+    });
+    (store, network)
+}
+
+struct Exported {
+    folder: TempDir,
+    model: ModelProto,
+}
+
+impl Exported {
+    fn new(graph: &Graph, store: &VarStore, size: usize, heads: &[&str]) -> Self {
+        let model = export::write(graph, &store.variables(), size, heads, r#"{"schema":1}"#).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("model.onnx"), model.encode_to_vec()).unwrap();
+        Self { folder, model }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("model.onnx")
+    }
+
+    fn count(&self, operator: &str) -> usize {
+        self.model.graph.as_ref().unwrap().node.iter().filter(|node| node.op_type == operator).count()
+    }
+
+    fn outputs(&self) -> Vec<&str> {
+        self.model.graph.as_ref().unwrap().output.iter().map(|output| output.name.as_str()).collect()
+    }
+}
+
+fn agree(exported: &Exported, network: &Network, batches: Vec<Tensor>) -> Parity {
+    parity::check(&exported.path(), network, batches, 1e-4).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn batches(sizes: &[i64], side: i64) -> Vec<Tensor> {
+    tch::manual_seed(5);
+    sizes.iter().map(|n| Tensor::randn([*n, 3, side, side], (Kind::Float, Device::Cpu))).collect()
+}
+
+#[test]
+fn every_layer_agrees() {
+    let graph = every_layer();
+    let (store, network) = random(&graph);
+    let exported = Exported::new(&graph, &store, 32, &["smile"]);
+    assert_eq!(exported.outputs(), ["smile_logits", "smile", "weights", "again", "map", "features"]);
+    assert_eq!(exported.count("BatchNormalization"), 2, "only those that cannot be folded are left");
+    assert_eq!(exported.count("Dropout"), 0);
+
+    let parity = agree(&exported, &network, batches(&[5, 1, 3], 32));
+    assert_eq!(parity.pictures, 9);
+}
+
+#[test]
+fn the_residual_network_agrees_at_two_sizes() {
+    let graph = residual(&ResidualConfig { dropout: 0.2, ..ResidualConfig::default() }).unwrap();
+    let (store, network) = random(&graph);
+    for side in [48, 64] {
+        let exported = Exported::new(&graph, &store, side as usize, &["age", "gender", "smile", "emotion"]);
+        assert_eq!(exported.count("Conv"), 20);
+        assert_eq!(exported.count("BatchNormalization"), 0);
+        let Parity { max_abs_difference, max_row_difference, .. } = agree(&exported, &network, batches(&[8], side));
+        let logits = network.forward(&batches(&[8], side)[0], Mode::Eval);
+        assert!(
+            logits.iter().all(|l| l.std(false).double_value(&[]) > 0.1),
+            "logits near zero would agree whatever they are"
+        );
+        assert!(max_abs_difference > 0.0, "two engines that never differ in a bit are one");
+        assert!(max_row_difference <= parity::ROW_TOLERANCE);
+    }
+}
+
+#[test]
+fn equal_networks_give_equal_bytes() {
+    let graph = every_layer();
+    let (store, _network) = random(&graph);
+    let bytes = || Exported::new(&graph, &store, 32, &["smile"]).model.encode_to_vec();
+    assert_eq!(bytes(), bytes());
+}
+
+#[test]
+fn a_changed_weight_is_found_with_output_and_row() {
+    let graph = residual(&ResidualConfig::default()).unwrap();
+    let (store, network) = random(&graph);
+    let exported = Exported::new(&graph, &store, 64, &["age", "gender", "smile", "emotion"]);
+    let mut bias = store.variables()["heads.gender.bias"].shallow_clone();
+    tch::no_grad(|| bias.copy_(&(&bias + Tensor::from_slice(&[0.001_f32, -0.001]))));
+    let error = parity::check(&exported.path(), &network, batches(&[4], 64), 1e-4).unwrap_err();
+    let ParityError::Difference { output, row: 0, .. } = &error else { panic!("{error}") };
+    assert!(output.starts_with("gender"), "{error}");
+}
+
+#[test]
+fn probabilities_are_the_softmax_of_their_own_head() {
+    let graph = residual(&ResidualConfig::default()).unwrap();
+    let (store, network) = random(&graph);
+    let mut exported = Exported::new(&graph, &store, 64, &["gender", "smile"]);
+    let nodes = &mut exported.model.graph.as_mut().unwrap().node;
+    let softmax = nodes.iter_mut().find(|node| node.output[0] == "smile").unwrap();
+    softmax.input = vec!["gender_logits".to_owned()];
+    fs::write(exported.path(), exported.model.encode_to_vec()).unwrap();
+    let error = parity::check(&exported.path(), &network, batches(&[4], 64), 1e-4).unwrap_err();
+    assert!(matches!(&error, ParityError::Difference { output, .. } if output == "smile"), "{error}");
+}
+
+#[test]
+fn the_manifest_can_be_replaced_in_a_model_that_still_runs() {
+    let graph = every_layer();
+    let (store, network) = random(&graph);
+    let exported = Exported::new(&graph, &store, 32, &["smile"]);
+    assert_eq!(metadata::manifest(&exported.path()).unwrap().unwrap(), r#"{"schema":1}"#);
+    metadata::replace_manifest(&exported.path(), r#"{"schema":1,"metrics":[]}"#).unwrap();
+    assert_eq!(metadata::manifest(&exported.path()).unwrap().unwrap(), r#"{"schema":1,"metrics":[]}"#);
+    agree(&exported, &network, batches(&[2], 32));
+}
+
+#[test]
+fn what_cannot_be_exported_is_said() {
+    let graph = residual(&ResidualConfig::default()).unwrap();
+    let (store, _network) = random(&graph);
+    let write = |variables: &HashMap<String, Tensor>, size, heads: &[&str]| {
+        export::write(&graph, variables, size, heads, "{}").unwrap_err()
+    };
+    let with = |name: &str, value: Tensor| {
+        let mut variables = store.variables();
+        variables.insert(name.to_owned(), value);
+        variables
+    };
+
+    let mut missing = store.variables();
+    missing.remove("layer3.0.downsample.0.weight");
+    let error = write(&missing, 64, &["age"]).to_string();
+    assert_eq!(error, "the weights have no variable layer3.0.downsample.0.weight");
+
+    let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
+    let error = write(&with("conv1.weight", zeros(&[32, 1, 3, 3])), 64, &["age"]);
+    assert!(matches!(error, ExportError::Variable { name, .. } if name == "conv1.weight"));
+
+    let error = write(&with("heads.age.bias", zeros(&[101]) / zeros(&[101])), 64, &["age"]);
+    assert!(matches!(error, ExportError::NotFinite(name) if name == "heads.age.bias"));
+
+    let error = write(&store.variables(), 64, &["mood"]);
+    assert_eq!(error.to_string(), "the network has no vector output mood for a head");
+}
+
+#[test]
+fn no_pictures_prove_nothing() {
+    let graph = every_layer();
+    let (store, network) = random(&graph);
+    let exported = Exported::new(&graph, &store, 32, &["smile"]);
+    let error = parity::check(&exported.path(), &network, [], 1e-4).unwrap_err();
+    assert!(matches!(error, ParityError::NoPictures));
+    assert_eq!(network.forward(&batches(&[2], 32)[0], Mode::Eval).len(), 5);
+}
