@@ -41,6 +41,8 @@ pub struct Network {
     variables: Vec<Variables>,
     /// For each node the values that nobody needs after it.
     dying: Vec<Vec<NodeId>>,
+    /// For each node whether it is a rectifier that may write over its input.
+    in_place: Vec<bool>,
     precision: Precision,
 }
 
@@ -60,7 +62,13 @@ impl Network {
     pub fn new(path: &Path, graph: &Graph) -> Self {
         let variables =
             graph.nodes().iter().map(|node| Variables::create(&descend(path, &node.name), &node.layer)).collect();
-        Self { graph: graph.clone(), variables, dying: dying(graph), precision: Precision::default() }
+        Self {
+            graph: graph.clone(),
+            variables,
+            dying: dying(graph),
+            in_place: in_place(graph),
+            precision: Precision::default(),
+        }
     }
 
     /// The same network at another precision.
@@ -92,6 +100,7 @@ impl Network {
             let inputs: Vec<&Tensor> = node.inputs.iter().map(live).collect();
             let value = match &node.layer {
                 Layer::Input => channels_last(pixels).to_kind(self.precision.kind()),
+                Layer::Activation(Activation::Relu) if self.in_place[index] => inputs[0].shallow_clone().relu_(),
                 layer => apply(layer, variables, &inputs, train),
             };
             values.push(Some(value));
@@ -188,6 +197,19 @@ fn descend<'a>(path: &Path<'a>, name: &str) -> Path<'a> {
     name.split('.').fold(path.set_group(0), |path, part| path / part)
 }
 
+/// Rectifiers that are the only users of a normalisation or a sum: neither needs its result for the gradient, and a tensor less is
+/// written and read.
+fn in_place(graph: &Graph) -> Vec<bool> {
+    let users = |id: NodeId| {
+        let inputs = graph.nodes().iter().flat_map(|node| &node.inputs).filter(|input| **input == id).count();
+        inputs + graph.outputs().iter().filter(|output| output.node == id).count()
+    };
+    let overwritable =
+        |id: NodeId| matches!(graph.nodes()[id.index()].layer, Layer::BatchNorm(_) | Layer::Add) && users(id) == 1;
+    let is_relu = |layer: &Layer| matches!(layer, Layer::Activation(Activation::Relu));
+    graph.nodes().iter().map(|node| is_relu(&node.layer) && node.inputs.iter().all(|id| overwritable(*id))).collect()
+}
+
 fn dying(graph: &Graph) -> Vec<Vec<NodeId>> {
     let mut last_user = vec![None; graph.nodes().len()];
     let mut ids = vec![None; graph.nodes().len()];
@@ -236,6 +258,28 @@ mod tests {
 
     fn running_mean(store: &VarStore) -> Vec<f32> {
         Vec::try_from(&store.variables()["layer1.0.bn1.running_mean"]).unwrap()
+    }
+
+    /// Writing over an input must leave the gradients what they are: compared with a finite difference.
+    #[test]
+    fn gradients_are_right_through_rectifiers_in_place() {
+        let (store, network) = small();
+        assert!(network.in_place.iter().any(|in_place| *in_place));
+        tch::no_grad(|| store.trainable_variables().iter_mut().for_each(|v| *v += v.rand_like() * 0.1));
+        let input = pictures(2, 16);
+        let loss = || network.run(&input, false)[0].square().sum(Kind::Double);
+        let weight = store.variables()["layer2.0.conv1.weight"].shallow_clone();
+        loss().backward();
+        let gradient = weight.grad().double_value(&[1, 2, 0, 1]);
+        let moved = |by: f64| {
+            tch::no_grad(|| {
+                let _ = weight.get(1).get(2).get(0).get(1).g_add_scalar_(by);
+                loss().double_value(&[])
+            })
+        };
+        let step = 1e-2;
+        let difference = (moved(step) - moved(-2.0 * step)) / (2.0 * step);
+        assert!((gradient - difference).abs() < 0.02 * gradient.abs().max(1e-3), "{gradient} is not {difference}");
     }
 
     #[test]
