@@ -79,18 +79,6 @@ pub enum PipelineError {
     Panicked(#[from] Panicked),
 }
 
-/// Where a face's square lies in a picture of that size, for a network with that template.
-pub fn locate(whereabouts: Whereabouts, template: &Template, width: u32, height: u32) -> Similarity {
-    let keypoints = match whereabouts {
-        Whereabouts::CentredSquare => None,
-        Whereabouts::Keypoints(landmarks) => template.locate(&landmarks),
-    };
-    keypoints.unwrap_or_else(|| {
-        let square = Rect::centred_square(width, height);
-        Similarity::onto_square(square.x, square.y, square.width)
-    })
-}
-
 /// The upright rectangle around a transform's square.
 fn area(unit_to_picture: &Similarity) -> Rect {
     let Similarity { a, b, tx, ty } = *unit_to_picture;
@@ -131,12 +119,12 @@ impl Order {
         let pixels = picture::decode(&self.bytes, self.limits)?;
         let decoded = Instant::now();
         let (width, height) = pixels.dimensions();
-        let square = locate(self.whereabouts, &self.template, width, height);
-        let crop = crop(&pixels, &square, self.size);
         let landmarks = match self.whereabouts {
             Whereabouts::CentredSquare => None,
             Whereabouts::Keypoints(landmarks) => Some(landmarks),
         };
+        let square = self.template.place(landmarks.as_ref(), width, height);
+        let crop = crop(&pixels, &square, self.size);
         let (decode, align) = (decoded - started, decoded.elapsed());
         Ok(Cut { width, height, area: area(&square), landmarks, crop, decode, align })
     }
@@ -273,22 +261,16 @@ mod tests {
     }
 
     #[test]
-    fn keypoints_place_the_square_and_else_the_centre_does() {
-        let placed = locate(Whereabouts::Keypoints(face(37.0, 0.0)), &Template::FACE, 200, 100);
+    fn the_area_of_an_upright_face_is_its_square() {
+        let placed = Template::FACE.place(Some(&face(37.0, 0.0)), 200, 100);
         let area_of_face = area(&placed);
         assert!((area_of_face.width - 100.0).abs() < 1e-3 && area_of_face.x.abs() < 1e-3, "{area_of_face:?}");
-
-        let point = Point::new(1.0, 1.0);
-        let nowhere = Landmarks { right_eye: point, left_eye: point, nose: point, mouth: point };
-        for whereabouts in [Whereabouts::CentredSquare, Whereabouts::Keypoints(nowhere)] {
-            let square = area(&locate(whereabouts, &Template::FACE, 200, 100));
-            assert_eq!(square, Rect::centred_square(200, 100));
-        }
+        assert_eq!(area(&Template::FACE.place(None, 200, 100)), Rect::centred_square(200, 100));
     }
 
     #[test]
     fn the_area_of_a_tilted_face_holds_its_corners() {
-        let placed = locate(Whereabouts::Keypoints(face(37.0, 12.0)), &Template::FACE, 200, 100);
+        let placed = Template::FACE.place(Some(&face(37.0, 12.0)), 200, 100);
         let Rect { x, y, width, height } = area(&placed);
         for (u, v) in [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)] {
             let corner = placed.apply(Point::new(u, v));

@@ -108,6 +108,15 @@ impl Template {
             (self.mouth, landmarks.mouth),
         ])
     }
+
+    /// The transform from the unit square to a picture of this size: by keypoints where there are some that place a square
+    /// ([`Template::locate`]), else onto the centred square.
+    pub fn place(&self, landmarks: Option<&Landmarks>, width: u32, height: u32) -> Similarity {
+        landmarks.and_then(|landmarks| self.locate(landmarks)).unwrap_or_else(|| {
+            let square = Rect::centred_square(width, height);
+            Similarity::onto_square(square.x, square.y, square.width)
+        })
+    }
 }
 
 /// A similarity transform: rotation, uniform scale and shift, never a reflection.
@@ -251,6 +260,10 @@ mod tests {
         assert_eq!(Template::FACE.locate(&landmarks), None);
         let broken = Landmarks { right_eye: Point::new(f32::NAN, 0.0), ..landmarks };
         assert_eq!(Template::FACE.locate(&broken), None);
+        let centred = Similarity::onto_square(50.0, 0.0, 100.0);
+        for nowhere in [None, Some(&landmarks), Some(&broken)] {
+            assert_eq!(Template::FACE.place(nowhere, 200, 100), centred);
+        }
     }
 
     #[test]

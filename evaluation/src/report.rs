@@ -25,10 +25,8 @@ pub struct Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Geometry {
-    /// The manifest's keypoints; rows without them as in `Crop`.
+    /// The manifest's keypoints; rows without them take the centred square.
     Manifest,
-    /// The best face that the detector finds, else the centred square.
-    Crop,
     /// The centred square of the picture.
     #[serde(rename = "false")]
     Square,

@@ -10,13 +10,13 @@ use crate::sample::Sample;
 
 /// The crop without any change: by keypoints where there are some, else the centred square.
 pub fn plain(sample: &Sample, size: u32) -> RgbImage {
-    crop::crop(&sample.picture, &sample.aligned().unwrap_or_else(|| sample.square()), size)
+    crop::crop(&sample.picture, &sample.place(), size)
 }
 
 /// A crop of `size` × `size` pixels, varied at random in place, light and detail.
 pub fn augmented(sample: &Sample, size: u32, config: &AugmentationConfig, random: &mut impl Rng) -> RgbImage {
     let by_square = random.random::<f32>() < config.square;
-    let place = sample.aligned().filter(|_| !by_square).unwrap_or_else(|| sample.square());
+    let place = if by_square { sample.square() } else { sample.place() };
     let place = jitter(config, random).then(&place);
     let mut picture = if random.random::<f32>() < config.blur {
         let coarse = ((size as f32 * random.random_range(0.3..0.8)) as u32).max(8);

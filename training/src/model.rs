@@ -133,7 +133,6 @@ fn measurement(report: &Report) -> Measurement {
         filter: report.dataset.filter.clone().unwrap_or_default(),
         crop: match report.detect {
             Geometry::Manifest => "keypoints",
-            Geometry::Crop => "detector",
             Geometry::Square => "square",
         }
         .to_owned(),

@@ -6,7 +6,7 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use facewise_core::geometry::{Landmarks, Point, Rect, Similarity, Template};
+use facewise_core::geometry::{Landmarks, Point, Similarity, Template};
 use facewise_core::picture::RgbImage;
 use facewise_core::task::{AGES, Task};
 use image::imageops::{self, FilterType};
@@ -57,7 +57,7 @@ impl Sample {
     /// Reduces a picture so that the canonical square of its face measures at most `resolution` pixels.
     pub fn new(picture: RgbImage, landmarks: Option<Landmarks>, labels: Labels, resolution: u32) -> Self {
         let whole = Self { picture, landmarks, labels };
-        let factor = resolution as f32 / whole.aligned().unwrap_or_else(|| whole.square()).scale();
+        let factor = resolution as f32 / whole.place().scale();
         if factor >= 1.0 {
             return whole;
         }
@@ -78,15 +78,14 @@ impl Sample {
         }
     }
 
-    /// The canonical square of the face by its keypoints.
-    pub fn aligned(&self) -> Option<Similarity> {
-        self.landmarks.as_ref().and_then(|landmarks| Template::FACE.locate(landmarks))
+    /// The canonical square of the face by its keypoints; without any, the centred square.
+    pub fn place(&self) -> Similarity {
+        Template::FACE.place(self.landmarks.as_ref(), self.picture.width(), self.picture.height())
     }
 
     /// The centred square of the picture.
     pub fn square(&self) -> Similarity {
-        let square = Rect::centred_square(self.picture.width(), self.picture.height());
-        Similarity::onto_square(square.x, square.y, square.width)
+        Template::FACE.place(None, self.picture.width(), self.picture.height())
     }
 }
 
@@ -325,7 +324,7 @@ mod tests {
     #[test]
     fn reduction_keeps_the_face_where_it_is() {
         let sample = &samples()[0];
-        let square = sample.aligned().expect("has keypoints");
+        let square = sample.place();
         assert!((square.scale() - 100.0).abs() < 1.0, "{}", square.scale());
         // The ramp of the picture still tells where a point came from: the right eye was at (70, 80).
         let eye = sample.landmarks.expect("has keypoints").right_eye;

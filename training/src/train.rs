@@ -65,7 +65,7 @@ pub fn train(config: &Config, mix: Mix, validation: &[Sample], options: &Options
     averaged.copy(&live)?;
     let mut optimiser = AdamW::new(&live, &config.optimiser);
 
-    let mut run = Run::open(options, config)?;
+    let run = Run::open(options, config)?;
     let mut position = Position::default();
     if options.resume {
         position = checkpoint::load(&run.checkpoint(), &live, &averaged, &optimiser)?;
@@ -147,6 +147,11 @@ impl Run {
         let folder = run.folder.display();
         if options.resume {
             ensure!(run.checkpoint().exists(), "{folder} holds no checkpoint to resume from");
+            let own = fs::read_to_string(run.folder.join(CONFIG))?;
+            ensure!(
+                own == toml::to_string_pretty(config)?,
+                "{folder} was started with another configuration: give its own {CONFIG} to continue it"
+            );
             return Ok(run);
         }
         ensure!(
@@ -176,7 +181,7 @@ impl Run {
     }
 
     fn record(
-        &mut self,
+        &self,
         epoch: u32,
         size: u32,
         losses: &[Mean; 4],
