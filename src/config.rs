@@ -43,6 +43,13 @@ pub struct Inference {
     /// Name of the model that answers when a request names none [default: the only one, else face-attributes]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
+    /// Name of the model that finds the faces, or none [default: face-detector, else the only detector]
+    #[arg(long, value_name = "NAME")]
+    pub detector: Option<String>,
+    /// Side of the square that a picture is shrunk to for the detector, a multiple of 32: a larger one finds smaller faces
+    /// and takes longer [default: the detector's own]
+    #[arg(long, value_name = "PIXELS", value_parser = detector_size)]
+    pub detector_size: Option<u32>,
     /// Tasks answered at all; the others disappear from answers
     #[arg(long, value_name = "LIST", default_value_t)]
     pub tasks: Tasks,
@@ -58,9 +65,15 @@ pub struct Inference {
     /// Most faces in one run of a network
     #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "32")]
     pub max_batch: usize,
-    /// Most faces that wait for one model; more are answered 429
+    /// Most pictures in one run of the detector
+    #[arg(long, value_name = "PICTURES", value_parser = at_least_one, default_value = "8")]
+    pub max_detector_batch: usize,
+    /// Most faces, or pictures for the detector, that wait for one model; more are answered 429
     #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "1024")]
     pub max_queue: usize,
+    /// Most faces of a picture that are answered, the most confident ones
+    #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "100")]
+    pub max_faces: usize,
     /// Threads that decode and crop pictures [default: the CPUs available]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub decode_threads: Option<usize>,
@@ -152,6 +165,14 @@ fn at_least_one(word: &str) -> Result<usize, String> {
     }
 }
 
+fn detector_size(word: &str) -> Result<u32, String> {
+    match word.parse::<u32>() {
+        Ok(size) if (32..=2048).contains(&size) && size.is_multiple_of(32) => Ok(size),
+        Ok(_) => Err("must be a multiple of 32 from 32 to 2048".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// CPUs that this process may use; a container's limit counts, not the host's.
 pub fn available_cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -231,6 +252,12 @@ impl Inference {
             return Err(ConfigError::Contradiction(format!(
                 "--max-megapixels {} is more than --max-megapixels-held {}: a picture that large could never be decoded",
                 self.max_megapixels, self.max_megapixels_held
+            )));
+        }
+        if self.max_faces > self.max_queue {
+            return Err(ConfigError::Contradiction(format!(
+                "--max-faces {} is more than --max-queue {}: a picture with that many faces could never be answered",
+                self.max_faces, self.max_queue
             )));
         }
         Ok(())
@@ -344,6 +371,7 @@ mod tests {
         assert_eq!(http.max_body(), 20_000_000);
         assert_eq!(http.request_timeout(), Duration::from_secs(30));
         assert_eq!((inference.max_megapixels, inference.models), (50, PathBuf::from("models")));
+        assert_eq!((inference.max_faces, inference.detector), (100, None));
         assert_eq!(inference.tasks, Tasks::default());
     }
 
@@ -375,6 +403,8 @@ mod tests {
             ("liste = '127.0.0.1:1'", "there is no setting 'liste'"),
             ("listen = 'here'", "invalid value 'here' for '--listen"),
             ("workers = 0", "must be at least 1"),
+            ("detector-size = 300", "a multiple of 32"),
+            ("detector-size = 4096", "from 32 to 2048"),
             ("max-body = {}", "neither a word, a number nor a list"),
             ("tasks = 'beauty'", "unknown task 'beauty'"),
             ("listen = ", "expected"),
@@ -389,7 +419,7 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        for flags in [["--body-timeout", "40s"], ["--max-megapixels-held", "49"]] {
+        for flags in [["--body-timeout", "40s"], ["--max-megapixels-held", "49"], ["--max-queue", "99"]] {
             let error = Settings::from_flags(flags).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(flags[0]), "{error}");
         }

@@ -3,20 +3,23 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use facewise_core::detection::Selection;
 use facewise_core::task::Task;
 use facewise_evaluation::metrics::{Prediction, Scores};
 use facewise_evaluation::report::{DatasetSummary, Geometry, ModelSummary, Report, Skipped, Throughput};
 use facewise_evaluation::{Dataset, DatasetError, Filter, Row};
 use futures_util::{StreamExt, stream};
 
-use crate::engine::{Attributes, Model};
+use crate::engine::{AttributeModel, Attributes, Detector};
 use crate::pipeline::{Pipeline, PipelineError, Whereabouts};
 
 /// Where the face of a row is taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crops {
-    /// The row's keypoints; a row without them takes the centred square, so that every row counts.
+    /// The row's keypoints; a row without them goes the way of [`Self::Detected`], so that every row counts.
     Keypoints,
+    /// The best face that the detector finds; where it finds none, or for want of a detector, the centred square.
+    Detected,
     /// The centred square of the picture.
     Square,
 }
@@ -48,6 +51,9 @@ pub enum EvaluateError {
         /// The filter.
         filter: String,
     },
+    /// Faces are to be found, and there is no detector.
+    #[error("there is no detector to take the crops from: put one into the models folder, or name it with --detector")]
+    NoDetector,
     /// A picture that is readable got no answer.
     #[error("'{path}' got no answer: {source}")]
     Failed {
@@ -64,19 +70,33 @@ enum Outcome {
     Skipped(String),
 }
 
+/// The networks and the way to them.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// The way of a picture.
+    pub pipeline: &'a Pipeline,
+    /// The network that is scored.
+    pub model: &'a AttributeModel,
+    /// The one that finds the faces, where there is one.
+    pub detector: Option<&'a Arc<Detector>>,
+}
+
 /// Scores the rows that `plan` chooses; `progress` is told how many are done, of how many, after each.
 ///
 /// Pictures are read, decoded and cropped in parallel, a bounded number at a time; unreadable ones are skipped by name.
 ///
 /// # Errors
-/// When no row is chosen, the filter names an unknown column, or the network fails.
+/// When no row is chosen, the filter names an unknown column, there is no detector where one is needed, or a network
+/// fails.
 pub async fn evaluate(
     dataset: &Arc<Dataset>,
     plan: &Plan,
-    pipeline: &Pipeline,
-    model: &Model,
+    means: Means<'_>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, EvaluateError> {
+    if plan.crops == Crops::Detected && means.detector.is_none() {
+        return Err(EvaluateError::NoDetector);
+    }
     let mut rows = dataset.select(&plan.filter)?;
     rows.truncate(plan.limit.unwrap_or(usize::MAX));
     if rows.is_empty() {
@@ -88,7 +108,7 @@ pub async fn evaluate(
     let total = rows.len() as u64;
     let (mut scores, mut skipped) = (Scores::default(), Vec::new());
     let mut outcomes = stream::iter(rows)
-        .map(|row| async move { (row, outcome(dataset, row, plan.crops, pipeline, model).await) })
+        .map(|row| async move { (row, outcome(dataset, row, plan.crops, means).await) })
         .buffered(plan.parallel.max(1));
     let mut done = 0;
     while let Some((row, outcome)) = outcomes.next().await {
@@ -101,7 +121,7 @@ pub async fn evaluate(
         progress(done, total);
     }
 
-    let filter = plan.filter.to_string();
+    let (filter, model) = (plan.filter.to_string(), means.model.model());
     Ok(Report {
         dataset: DatasetSummary {
             name: dataset.name().to_owned(),
@@ -116,6 +136,7 @@ pub async fn evaluate(
         },
         detect: match plan.crops {
             Crops::Keypoints => Geometry::Manifest,
+            Crops::Detected => Geometry::Crop,
             Crops::Square => Geometry::Square,
         },
         created: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -128,8 +149,7 @@ async fn outcome(
     dataset: &Arc<Dataset>,
     row: &Row,
     crops: Crops,
-    pipeline: &Pipeline,
-    model: &Model,
+    Means { pipeline, model, detector }: Means<'_>,
 ) -> Result<Outcome, PipelineError> {
     let reading = {
         let (dataset, row) = (Arc::clone(dataset), row.clone());
@@ -139,8 +159,11 @@ async fn outcome(
         Ok(bytes) => bytes,
         Err(error) => return Ok(Outcome::Skipped(error.to_string())),
     };
-    let whereabouts = match (crops, row.landmarks) {
-        (Crops::Keypoints, Some(landmarks)) => Whereabouts::Keypoints(landmarks),
+    let whereabouts = match (crops, row.landmarks, detector) {
+        (Crops::Keypoints, Some(landmarks), _) => Whereabouts::Keypoints(landmarks),
+        (Crops::Keypoints | Crops::Detected, _, Some(detector)) => {
+            Whereabouts::Best(Arc::clone(detector), Selection::default())
+        }
         _ => Whereabouts::CentredSquare,
     };
     match pipeline.analyse(bytes.into(), whereabouts, model, model.tasks()).await {

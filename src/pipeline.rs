@@ -6,32 +6,39 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use facewise_core::crop::crop;
+use facewise_core::detection::{Detection, Selection, best};
 use facewise_core::geometry::{Landmarks, Rect, Similarity, Template};
-use facewise_core::picture::{self, Limits, PictureError, RgbImage};
+use facewise_core::picture::{self, Info, Limits, PictureError, RgbImage};
 use facewise_core::task::Task;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::Inference;
+use crate::config;
 use crate::cpu::{Cpu, Panicked};
-use crate::engine::{Attributes, EngineError, Model};
+use crate::engine::{AttributeModel, Attributes, Detector, EngineError};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
-/// Where the face of a picture is.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Where the faces of a picture are.
+#[derive(Clone)]
 pub enum Whereabouts {
     /// The picture is a crop of one face: its centred square, whose side is the shorter edge.
     CentredSquare,
-    /// Eyes and mouth are known; landmarks that place no square (all in one point) fall back to the centred square.
+    /// Eyes and mouth are known, in pixels of the picture as it is stored; landmarks that place no square (all in one point)
+    /// fall back to the centred square.
     Keypoints(Landmarks),
+    /// Wherever the detector finds some.
+    Everywhere(Arc<Detector>, Selection),
+    /// The picture is a crop of one face: the best one that the detector finds, else the centred square.
+    Best(Arc<Detector>, Selection),
 }
 
 /// A face in a picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Face {
-    /// The square that was looked at, upright; of a tilted face, the upright square around it.
+    /// The detector's box; where it found none or nobody looked, the square that was looked at, upright, and of a tilted
+    /// face the upright square around it.
     pub area: Rect,
-    /// How sure it is that there is a face, 0..1; 1 where nobody looked.
+    /// How sure it is that there is a face, 0..1: 1 where nobody looked, 0 where the detector looked and found none.
     pub confidence: f32,
     /// Eyes, nose and mouth, where they are known.
     pub landmarks: Option<Landmarks>,
@@ -46,7 +53,7 @@ pub struct Analysis {
     pub width: u32,
     /// Height of the picture as displayed, in pixels.
     pub height: u32,
-    /// Its faces.
+    /// Its faces, the most confident first.
     pub faces: Vec<Face>,
     /// Where the time went.
     pub timings: Timings,
@@ -57,11 +64,13 @@ pub struct Analysis {
 pub struct Timings {
     /// From bytes to pixels.
     pub decode: Duration,
-    /// From pixels to crops.
+    /// From pixels to faces; `None` where nobody looked for them.
+    pub detect: Option<Duration>,
+    /// From faces to crops.
     pub align: Duration,
-    /// Waiting for the network.
+    /// Waiting for the network, of the face that was answered last.
     pub queue: Duration,
-    /// The run of the network.
+    /// The run of the network, of the face that was answered last.
     pub inference: Duration,
 }
 
@@ -71,7 +80,7 @@ pub enum PipelineError {
     /// The picture is unreadable or too large.
     #[error(transparent)]
     Picture(#[from] PictureError),
-    /// The network gave no answer.
+    /// A network gave no answer.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// A stage panicked.
@@ -89,51 +98,95 @@ fn area(unit_to_picture: &Similarity) -> Rect {
     Rect { x: tx + low(xs), y: ty + low(ys), width: high(xs) - low(xs), height: high(ys) - low(ys) }
 }
 
-/// A decoded picture's crop, and what is to be said of it.
-struct Cut {
-    width: u32,
-    height: u32,
+/// A face whose place in the picture is known.
+struct Place {
     area: Rect,
+    confidence: f32,
     landmarks: Option<Landmarks>,
-    crop: RgbImage,
-    decode: Duration,
-    align: Duration,
+    /// From the unit square to what the network is shown.
+    square: Similarity,
 }
 
-/// What the picture's threads have to do with one picture.
-struct Order {
-    bytes: Bytes,
-    limits: Limits,
-    whereabouts: Whereabouts,
+impl Place {
+    /// Without a detector: by keypoints, else the centred square.
+    fn given(landmarks: Option<Landmarks>, template: &Template, (width, height): (u32, u32)) -> Self {
+        let square = template.place(landmarks.as_ref(), width, height);
+        Self { area: area(&square), confidence: 1.0, landmarks, square }
+    }
+
+    /// As a detector says. Keypoints that place no square leave the one around the box.
+    fn found(face: &Detection, template: &Template) -> Self {
+        let Detection { area, confidence, landmarks } = *face;
+        let square = template.locate(&landmarks).unwrap_or_else(|| {
+            let side = area.width.max(area.height);
+            let (x, y) = (area.x + (area.width - side) / 2.0, area.y + (area.height - side) / 2.0);
+            Similarity::onto_square(x, y, side)
+        });
+        Self { area, confidence, landmarks: Some(landmarks), square }
+    }
+
+    /// The centred square, where a detector found no face.
+    fn missed(template: &Template, size: (u32, u32)) -> Self {
+        Self { confidence: 0.0, ..Self::given(None, template, size) }
+    }
+}
+
+/// What a network wants to be shown of a face.
+#[derive(Clone, Copy)]
+struct Recipe {
     template: Template,
+    /// Side of a crop in pixels.
     size: u32,
 }
 
-impl Order {
-    fn pixels(&self) -> Result<u64, PictureError> {
-        picture::probe(&self.bytes, self.limits).map(|info| u64::from(info.width) * u64::from(info.height))
+/// A decoded picture. As long as it is held, its pixels count against the bound on all.
+struct Decoded {
+    pixels: RgbImage,
+    info: Info,
+    decode: Duration,
+    /// When it was decoded.
+    since: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Decoded {
+    fn new(bytes: &[u8], info: Info, limits: Limits, permit: OwnedSemaphorePermit) -> Result<Self, PictureError> {
+        let started = Instant::now();
+        let pixels = picture::decode(bytes, limits)?;
+        let since = Instant::now();
+        Ok(Self { pixels, info, decode: since - started, since, _permit: permit })
     }
 
-    fn cut(&self) -> Result<Cut, PictureError> {
+    /// The square around the whole picture, for a detector.
+    fn whole(&self, size: u32) -> RgbImage {
+        let (width, height) = self.pixels.dimensions();
+        crop(&self.pixels, &Similarity::around(width, height), size)
+    }
+
+    /// Cuts the faces out, and lets the pixels go.
+    fn cut(self, places: Vec<Place>, size: u32, detect: Option<Duration>) -> Cut {
         let started = Instant::now();
-        let pixels = picture::decode(&self.bytes, self.limits)?;
-        let decoded = Instant::now();
-        let (width, height) = pixels.dimensions();
-        let landmarks = match self.whereabouts {
-            Whereabouts::CentredSquare => None,
-            Whereabouts::Keypoints(landmarks) => Some(landmarks),
-        };
-        let square = self.template.place(landmarks.as_ref(), width, height);
-        let crop = crop(&pixels, &square, self.size);
-        let (decode, align) = (decoded - started, decoded.elapsed());
-        Ok(Cut { width, height, area: area(&square), landmarks, crop, decode, align })
+        let crops = places.iter().map(|place| crop(&self.pixels, &place.square, size)).collect();
+        let (width, height) = self.pixels.dimensions();
+        Cut { width, height, places, crops, decode: self.decode, detect, align: started.elapsed() }
     }
 }
 
-/// Either the crop, or the pixels that must be waited for before the picture may be decoded.
-enum FirstTry {
-    Done(Result<Cut, PictureError>),
-    Wait(Order, u32),
+/// The crops of a picture's faces, and what is to be said of them.
+struct Cut {
+    width: u32,
+    height: u32,
+    places: Vec<Place>,
+    crops: Vec<RgbImage>,
+    decode: Duration,
+    detect: Option<Duration>,
+    align: Duration,
+}
+
+/// Either a picture's result, or the pixels that must be waited for before it may be decoded.
+enum FirstTry<T, F> {
+    Done(Result<T, PictureError>),
+    Wait(Info, u32, F),
 }
 
 /// Pictures in, attributes out, under one bound on threads and one on decoded pixels.
@@ -150,7 +203,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub fn new(settings: &Inference, metrics: Arc<Metrics>) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub fn new(settings: &config::Inference, metrics: Arc<Metrics>) -> Result<Self, rayon::ThreadPoolBuildError> {
         Ok(Self {
             cpu: Cpu::new(settings.decode_thread_count())?,
             limits: Limits { max_pixels: u64::from(settings.max_megapixels) * 1_000_000 },
@@ -164,92 +217,174 @@ impl Pipeline {
         &self.cpu
     }
 
-    /// Analyses the face of a picture; of what the network says, `tasks` are counted as answered.
+    /// Analyses the faces of a picture; of what the network says, `tasks` are answered.
     ///
     /// Dropping the future takes the picture out of whatever line it waits in.
     ///
     /// # Errors
-    /// When the picture is unreadable or too large, too many faces wait, or the network fails.
+    /// When the picture is unreadable or too large, too many faces wait, or a network fails.
     pub async fn analyse(
         &self,
         bytes: Bytes,
         whereabouts: Whereabouts,
-        model: &Model,
+        model: &AttributeModel,
         tasks: &Tasks,
     ) -> Result<Analysis, PipelineError> {
-        let template = model.manifest().input.template;
-        let order = Order { bytes, limits: self.limits, whereabouts, template, size: model.input_size() };
-        let cut = self.cut(order).await?;
-        self.metrics.images.inc();
+        let recipe = Recipe { template: *model.template(), size: model.model().input_size() };
+        let Cut { width, height, places, crops, decode, detect, align } = self.cut(bytes, whereabouts, recipe).await?;
+        let answers = model.infer(crops).await?;
 
-        let inference = model.infer(cut.crop).await?;
-        let timings =
-            Timings { decode: cut.decode, align: cut.align, queue: inference.queue, inference: inference.inference };
-        let mut attributes = inference.attributes;
-        attributes.keep(tasks);
-        let face = Face { area: cut.area, confidence: 1.0, landmarks: cut.landmarks, attributes };
-        self.count(&face, timings);
-        Ok(Analysis { width: cut.width, height: cut.height, faces: vec![face], timings })
+        let mut timings = Timings { decode, detect, align, ..Timings::default() };
+        if let Some(last) = answers.iter().max_by_key(|answer| answer.queue + answer.inference) {
+            (timings.queue, timings.inference) = (last.queue, last.inference);
+        }
+        let stages = &self.metrics.stage_duration;
+        let mut faces = Vec::with_capacity(answers.len());
+        for (place, answer) in places.into_iter().zip(answers) {
+            stages.with_label_values(&["queue"]).observe(answer.queue.as_secs_f64());
+            stages.with_label_values(&["inference"]).observe(answer.inference.as_secs_f64());
+            let mut attributes = answer.attributes;
+            attributes.keep(tasks);
+            self.count(&attributes);
+            let Place { area, confidence, landmarks, .. } = place;
+            faces.push(Face { area, confidence, landmarks, attributes });
+        }
+        Ok(Analysis { width, height, faces, timings })
     }
 
-    /// Decodes and crops in one go where enough pixels are free, which is nearly always; else waits for them without
-    /// holding a thread.
-    async fn cut(&self, order: Order) -> Result<Cut, PipelineError> {
-        let pixels = Arc::clone(&self.pixels);
-        let first = self.cpu.run(move || match order.pixels() {
-            Err(error) => FirstTry::Done(Err(error)),
-            Ok(needed) => {
-                // The limit on one picture is below the bound on all, which fits.
-                let needed = u32::try_from(needed).unwrap_or(u32::MAX);
-                match Arc::clone(&pixels).try_acquire_many_owned(needed) {
-                    Ok(permit) => FirstTry::Done(cut_under(permit, &order)),
-                    Err(_) => FirstTry::Wait(order, needed),
-                }
+    /// From bytes to crops.
+    async fn cut(&self, bytes: Bytes, whereabouts: Whereabouts, recipe: Recipe) -> Result<Cut, PipelineError> {
+        let Recipe { template, size } = recipe;
+        let cut = match whereabouts {
+            Whereabouts::CentredSquare => self.given(bytes, None, recipe).await?,
+            Whereabouts::Keypoints(stored) => self.given(bytes, Some(stored), recipe).await?,
+            Whereabouts::Everywhere(detector, selection) => {
+                let places = move |faces: Vec<Detection>, _| {
+                    faces.iter().map(|face| Place::found(face, &template)).collect::<Vec<_>>()
+                };
+                self.detected(bytes, detector, selection, size, places).await?
             }
-        });
-        match first.await? {
-            FirstTry::Done(cut) => Ok(cut?),
-            FirstTry::Wait(order, needed) => {
+            Whereabouts::Best(detector, selection) => {
+                // The best of all, not only of the most confident ones.
+                let selection = Selection { max_faces: selection.candidates, ..selection };
+                let places = move |faces: Vec<Detection>, picture| match best(&faces) {
+                    Some(face) => vec![Place::found(face, &template)],
+                    None => vec![Place::missed(&template, picture)],
+                };
+                self.detected(bytes, detector, selection, size, places).await?
+            }
+        };
+        let stages = &self.metrics.stage_duration;
+        stages.with_label_values(&["decode"]).observe(cut.decode.as_secs_f64());
+        stages.with_label_values(&["align"]).observe(cut.align.as_secs_f64());
+        if let Some(detect) = cut.detect {
+            stages.with_label_values(&["detect"]).observe(detect.as_secs_f64());
+        }
+        Ok(cut)
+    }
+
+    /// Cuts out the one face whose place is known.
+    async fn given(&self, bytes: Bytes, stored: Option<Landmarks>, recipe: Recipe) -> Result<Cut, PipelineError> {
+        let Recipe { template, size } = recipe;
+        self.decoded(bytes, move |picture| {
+            let landmarks = stored.map(|landmarks| picture.info.displayed(&landmarks));
+            let place = Place::given(landmarks, &template, picture.pixels.dimensions());
+            picture.cut(vec![place], size, None)
+        })
+        .await
+    }
+
+    /// Looks for faces, and cuts out those that `places` makes of them. No thread is held while the detector works; the
+    /// pixels are, for the crops are cut at full resolution.
+    async fn detected<P>(
+        &self,
+        bytes: Bytes,
+        detector: Arc<Detector>,
+        selection: Selection,
+        size: u32,
+        places: P,
+    ) -> Result<Cut, PipelineError>
+    where
+        P: FnOnce(Vec<Detection>, (u32, u32)) -> Vec<Place> + Send + 'static,
+    {
+        let input_size = detector.model().input_size();
+        let shown = self.decoded(bytes, move |picture| (picture.whole(input_size), picture));
+        let (square, picture) = shown.await?;
+        let tensors = detector.look(square).await?;
+        let work = move || {
+            let (width, height) = picture.pixels.dimensions();
+            let around = Similarity::around(width, height);
+            let faces = detector.read(&tensors, &selection)?.iter().map(|face| face.map(&around)).collect();
+            let detect = picture.since.elapsed();
+            Ok(picture.cut(places(faces, (width, height)), size, Some(detect)))
+        };
+        self.cpu.run(work).await?
+    }
+
+    /// Decodes a picture and hands it on, in one go where enough pixels are free, which is nearly always; else waits for
+    /// them without holding a thread.
+    async fn decoded<T, F>(&self, bytes: Bytes, then: F) -> Result<T, PipelineError>
+    where
+        T: Send + 'static,
+        F: FnOnce(Decoded) -> T + Send + 'static,
+    {
+        let (pixels, limits) = (Arc::clone(&self.pixels), self.limits);
+        let first = {
+            let bytes = bytes.clone();
+            self.cpu.run(move || match picture::probe(&bytes, limits) {
+                Err(error) => FirstTry::Done(Err(error)),
+                Ok(info) => {
+                    // The limit on one picture is below the bound on all, which fits.
+                    let needed = u64::from(info.width) * u64::from(info.height);
+                    let needed = u32::try_from(needed).unwrap_or(u32::MAX);
+                    match pixels.try_acquire_many_owned(needed) {
+                        Ok(permit) => FirstTry::Done(Decoded::new(&bytes, info, limits, permit).map(then)),
+                        Err(_) => FirstTry::Wait(info, needed, then),
+                    }
+                }
+            })
+        };
+        let result = match first.await? {
+            FirstTry::Done(result) => result,
+            FirstTry::Wait(info, needed, then) => {
                 let permit =
                     Arc::clone(&self.pixels).acquire_many_owned(needed).await.map_err(|_| EngineError::Stopped)?;
-                Ok(self.cpu.run(move || cut_under(permit, &order)).await??)
+                self.cpu.run(move || Decoded::new(&bytes, info, limits, permit).map(then)).await?
             }
-        }
+        };
+        let value = result?;
+        self.metrics.images.inc();
+        Ok(value)
     }
 
-    fn count(&self, face: &Face, timings: Timings) {
-        let Metrics { faces, stage_duration, predictions, predicted_age, .. } = self.metrics.as_ref();
+    fn count(&self, attributes: &Attributes) {
+        let Metrics { faces, predictions, predicted_age, .. } = self.metrics.as_ref();
         faces.inc();
-        for (stage, time) in [
-            ("decode", timings.decode),
-            ("align", timings.align),
-            ("queue", timings.queue),
-            ("inference", timings.inference),
-        ] {
-            stage_duration.with_label_values(&[stage]).observe(time.as_secs_f64());
-        }
-        if let Some((posterior, point)) = &face.attributes.age {
+        if let Some((posterior, point)) = &attributes.age {
             predicted_age.observe(f64::from(posterior.years(*point)));
             predictions.with_label_values(&[Task::Age.name(), posterior.group(*point).name()]).inc();
         }
-        for answer in &face.attributes.labels {
+        for answer in &attributes.labels {
             predictions.with_label_values(&[answer.task().name(), answer.label()]).inc();
         }
     }
 }
 
-/// Decodes and crops; the permit is held as long as the pixels are.
-fn cut_under(permit: OwnedSemaphorePermit, order: &Order) -> Result<Cut, PictureError> {
-    let cut = order.cut();
-    drop(permit);
-    cut
-}
-
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
     use facewise_core::geometry::Point;
+    use facewise_core::manifest::Manifest;
+    use futures_util::FutureExt;
+    use image::{ImageFormat, Rgb};
 
     use super::*;
+    use crate::config::Settings;
+    use crate::engine::{Backend, BackendError, Network, Options, Signature, TensorSpec};
 
     fn face(eye_y: f32, tilt: f32) -> Landmarks {
         Landmarks {
@@ -278,5 +413,73 @@ mod tests {
             assert!((y - 1e-3..=y + height + 1e-3).contains(&corner.y), "{corner:?}");
         }
         assert!((width - height).abs() < 1e-3, "the square around a tilted square");
+    }
+
+    /// Finds no faces, and waits for the test before each run but those of the warm-up.
+    struct Held {
+        signature: Signature,
+        runs: Arc<AtomicUsize>,
+        release: mpsc::Receiver<()>,
+    }
+
+    impl Backend for Held {
+        fn signature(&self) -> &Signature {
+            &self.signature
+        }
+
+        fn run(&mut self, _: &[f32], shape: [usize; 4], _: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
+            if self.runs.fetch_add(1, Ordering::SeqCst) >= 2 {
+                self.release.recv().unwrap();
+            }
+            Ok([8, 16, 32].map(|stride| vec![-9.0; 13 * shape[0] * (64 / stride) * (64 / stride)]).to_vec())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_picture_that_waits_for_the_detector_holds_its_pixels_and_no_thread() {
+        let manifest = Manifest::from_json(
+            r#"{"schema": 1, "name": "held", "version": "1", "kind": "detector", "decoder": "facewise",
+                "input": {"name": "pixels", "size": 64, "colour": "rgb", "mean": [0, 0, 0], "sd": [1, 1, 1]}}"#,
+        )
+        .unwrap();
+        let open = |name: &str, channels| TensorSpec {
+            name: name.into(),
+            is_float32: true,
+            shape: vec![None, Some(channels), None, None],
+        };
+        let outputs = ["stride_8", "stride_16", "stride_32"].map(|name| open(name, 13)).to_vec();
+        let signature = Signature { inputs: vec![open("pixels", 3)], outputs, manifest: None };
+        let (runs, (finish, release)) = (Arc::<AtomicUsize>::default(), mpsc::channel());
+        let backend = Held { signature, runs: Arc::clone(&runs), release };
+        let metrics = Arc::new(Metrics::new());
+        let network = Network { manifest, sha256: "ef56".into(), backends: vec![Box::new(backend)] };
+        let options = Options { max_batch: 1, max_queue: 8 };
+        let detector = Arc::new(Detector::start(network, None, options, &metrics).unwrap());
+
+        let flags = ["--decode-threads", "1", "--max-megapixels", "1", "--max-megapixels-held", "1"];
+        let pipeline = Pipeline::new(&Settings::from_flags(flags).unwrap().inference, metrics).unwrap();
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        RgbImage::from_pixel(900, 600, Rgb([90; 3])).write_to(&mut bytes, ImageFormat::Bmp).unwrap();
+        let bytes = Bytes::from(bytes.into_inner());
+        let look = || {
+            let whereabouts = Whereabouts::Everywhere(Arc::clone(&detector), Selection::default());
+            Box::pin(pipeline.cut(bytes.clone(), whereabouts, Recipe { template: Template::FACE, size: 64 }))
+        };
+        let (mut first, mut second) = (look(), look());
+        while runs.load(Ordering::SeqCst) < 3 {
+            assert!((&mut first).now_or_never().is_none());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pipeline.pixels.available_permits(), 1_000_000 - 900 * 600);
+        assert!((&mut second).now_or_never().is_none());
+        assert_eq!(pipeline.cpu().run(|| 7).await, Ok(7), "the only thread is free");
+        assert!((&mut second).now_or_never().is_none(), "there is no room for its pixels");
+
+        drop(first);
+        finish.send(()).unwrap();
+        finish.send(()).unwrap();
+        let cut = second.await.unwrap();
+        assert!(cut.crops.is_empty() && cut.detect.is_some());
+        assert_eq!(pipeline.pixels.available_permits(), 1_000_000, "nobody holds pixels any more");
     }
 }

@@ -8,11 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use facewise_core::manifest::{Manifest, ManifestError, is_name};
+use facewise_core::manifest::{Kind, Manifest, ManifestError, is_name};
 use sha2::{Digest, Sha256};
 
 use crate::config::Inference;
-use crate::engine::{Backend, BackendError, Model, Options, Runtime, model};
+use crate::engine::{
+    AttributeModel, Backend, BackendError, Detector, Model, Network, OnnxBackend, Options, Runtime, model,
+};
 use crate::telemetry::Metrics;
 
 /// Name of the network's file in a version's folder.
@@ -21,6 +23,11 @@ pub const MODEL_FILE: &str = "model.onnx";
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The model that is the default where several are served and none is named.
 pub const DEFAULT_MODEL: &str = "face-attributes";
+
+/// The detector that is used where several are there and none is named.
+pub const DEFAULT_DETECTOR: &str = "face-detector";
+/// The word that stands for no detector.
+pub const NO_DETECTOR: &str = "none";
 
 /// Why models cannot be served. Each text is one sentence that names the file and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +43,17 @@ pub enum RepositoryError {
     /// There is no model in it.
     #[error("the models folder '{}' holds no model: put one at <name>/<version>/{MODEL_FILE}, or name another folder with --models", .0.display())]
     Empty(PathBuf),
+    /// There are detectors only.
+    #[error("the models folder '{}' holds no model that describes faces, only detectors: put one beside them", .0.display())]
+    OnlyDetectors(PathBuf),
+    /// No detector has the name that was asked for.
+    #[error("there is no detector '{name}' among [{found}]: name one of them with --detector, or '{NO_DETECTOR}'")]
+    NoDetector {
+        /// The name.
+        name: String,
+        /// What there is.
+        found: String,
+    },
     /// No model has the name that was asked for as the default.
     #[error("there is no model '{name}' among {found}: name one of them with --model")]
     NoDefault {
@@ -156,26 +174,16 @@ pub fn compare_versions(a: &str, b: &str) -> Ordering {
 }
 
 impl Found {
-    /// Loads the network, once for each worker, and starts it.
+    /// Loads the network, so that its manifest is known.
     ///
     /// # Errors
-    /// When a file is missing or broken, or network and manifest contradict each other.
-    pub fn start(&self, runtime: &Runtime, settings: &Inference, metrics: &Metrics) -> Result<Model, RepositoryError> {
+    /// When a file is missing or broken.
+    fn open(self, runtime: &Runtime, settings: &Inference) -> Result<Opened, RepositoryError> {
         let path = self.folder.join(MODEL_FILE);
         let sha256 = sha256(&path)?;
-        let mut backends: Vec<Box<dyn Backend>> = Vec::new();
-        for _ in 0..settings.worker_count() {
-            let backend = runtime
-                .open(&path, settings.intra_threads)
-                .map_err(|source| RepositoryError::Network { path: path.clone(), source })?;
-            backends.push(Box::new(backend));
-        }
-        let embedded = backends[0].signature().manifest.clone();
-        let manifest = self.manifest(embedded.as_deref())?;
-        let options =
-            Options { tasks: settings.tasks.clone(), max_batch: settings.max_batch, max_queue: settings.max_queue };
-        Model::start(manifest, sha256, backends, &options, metrics)
-            .map_err(|source| RepositoryError::Start { path, source })
+        let backend = load(runtime, &path, settings)?;
+        let manifest = self.manifest(backend.signature().manifest.as_deref())?;
+        Ok(Opened { path, manifest, sha256, backend })
     }
 
     /// The embedded manifest, to which the one beside must be equal; the one beside where none is embedded.
@@ -212,6 +220,44 @@ impl Found {
     }
 }
 
+fn load(runtime: &Runtime, path: &Path, settings: &Inference) -> Result<OnnxBackend, RepositoryError> {
+    runtime
+        .open(path, settings.intra_threads)
+        .map_err(|source| RepositoryError::Network { path: path.to_owned(), source })
+}
+
+/// A network on disk that has been loaded once.
+struct Opened {
+    path: PathBuf,
+    manifest: Manifest,
+    sha256: String,
+    backend: OnnxBackend,
+}
+
+impl Opened {
+    /// Loads the network for the other workers too, and puts it to work.
+    fn start(self, runtime: &Runtime, settings: &Inference, metrics: &Metrics) -> Result<Served, RepositoryError> {
+        let Self { path, manifest, sha256, backend } = self;
+        let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(backend)];
+        while backends.len() < settings.worker_count() {
+            backends.push(Box::new(load(runtime, &path, settings)?));
+        }
+        let network = Network { manifest, sha256, backends };
+        let max_queue = settings.max_queue;
+        let served = match network.manifest.kind {
+            Kind::Attributes => {
+                let options = Options { max_batch: settings.max_batch, max_queue };
+                AttributeModel::start(network, &settings.tasks, options, metrics).map(Arc::new).map(Served::Attributes)
+            }
+            Kind::Detector => {
+                let options = Options { max_batch: settings.max_detector_batch, max_queue };
+                Detector::start(network, settings.detector_size, options, metrics).map(Arc::new).map(Served::Detector)
+            }
+        };
+        served.map_err(|source| RepositoryError::Start { path, source })
+    }
+}
+
 /// Names of the top-level fields in which two manifests differ.
 fn differing_fields(a: &Manifest, b: &Manifest) -> String {
     let fields = |manifest: &Manifest| match serde_json::to_value(manifest) {
@@ -232,73 +278,147 @@ fn sha256(path: &Path) -> Result<String, RepositoryError> {
     Ok(format!("{:x}", hasher.finalize()))
 }
 
+/// A model being served.
+#[derive(Clone)]
+pub enum Served {
+    /// It describes faces.
+    Attributes(Arc<AttributeModel>),
+    /// It finds them.
+    Detector(Arc<Detector>),
+}
+
+impl Served {
+    /// The network at work.
+    pub fn model(&self) -> &Model {
+        match self {
+            Self::Attributes(attributes) => attributes.model(),
+            Self::Detector(detector) => detector.model(),
+        }
+    }
+}
+
+/// Which models of a folder are put to work. Of the detectors, it is never more than the one that is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every model that describes faces.
+    All,
+    /// The one that answers when none is named.
+    Default,
+}
+
 /// The models being served.
 pub struct Repository {
-    models: BTreeMap<String, Arc<Model>>,
+    models: BTreeMap<String, Served>,
     default: String,
 }
 
 impl Repository {
-    /// Starts the newest version of every model in the folder.
+    /// Starts the newest version of each model in the folder that is in `scope`.
     ///
     /// # Errors
-    /// When the folder holds no model, one of them is broken, or the default is not among them.
-    pub fn open(runtime: &Runtime, settings: &Inference, metrics: &Metrics) -> Result<Self, RepositoryError> {
+    /// When the folder holds no model that describes faces, a model in it is broken, or the default or the detector that is
+    /// asked for is not among them.
+    pub fn open(
+        runtime: &Runtime,
+        settings: &Inference,
+        scope: Scope,
+        metrics: &Metrics,
+    ) -> Result<Self, RepositoryError> {
         let found = scan(&settings.models)?;
-        let default = choose_default(&found, settings.model.as_deref())?;
+        let opened: Vec<Opened> =
+            found.into_iter().map(|found| found.open(runtime, settings)).collect::<Result<_, _>>()?;
+        let names = |kind: Kind| -> Vec<&str> {
+            let manifests = opened.iter().map(|opened| &opened.manifest);
+            manifests.filter(|manifest| manifest.kind == kind).map(|manifest| manifest.name.as_str()).collect()
+        };
+        if names(Kind::Attributes).is_empty() {
+            return Err(RepositoryError::OnlyDetectors(settings.models.clone()));
+        }
+        let default = choose_default(&names(Kind::Attributes), settings.model.as_deref())?;
+        let detector = choose_detector(&names(Kind::Detector), settings.detector.as_deref())?;
+        let in_scope = |manifest: &Manifest| match manifest.kind {
+            Kind::Attributes => scope == Scope::All || manifest.name == default,
+            Kind::Detector => detector.as_deref() == Some(manifest.name.as_str()),
+        };
+
         let mut models = BTreeMap::new();
-        for found in found {
-            let model = found.start(runtime, settings, metrics)?;
-            tracing::info!(model = model.name(), version = model.version(), tasks = %model.tasks(), "model ready");
-            models.insert(found.name, Arc::new(model));
+        for opened in opened.into_iter().filter(|opened| in_scope(&opened.manifest)) {
+            let served = opened.start(runtime, settings, metrics)?;
+            let model = served.model();
+            tracing::info!(
+                model = model.name(),
+                version = model.version(),
+                kind = model.manifest().kind.name(),
+                input_size = model.input_size(),
+                "model ready"
+            );
+            models.insert(model.name().to_owned(), served);
         }
         Ok(Self { models, default })
     }
 
-    /// The model with that name, or the default one; `None` when there is none with that name.
-    pub fn get(&self, name: Option<&str>) -> Option<&Arc<Model>> {
-        self.models.get(name.unwrap_or(&self.default))
+    /// The model with that name; `None` when there is none.
+    pub fn get(&self, name: &str) -> Option<&Served> {
+        self.models.get(name)
+    }
+
+    /// The model that describes faces where no other is named.
+    ///
+    /// # Panics
+    /// Never: [`Self::open`] starts it or fails.
+    pub fn default_model(&self) -> &Arc<AttributeModel> {
+        match self.models.get(&self.default) {
+            Some(Served::Attributes(model)) => model,
+            _ => unreachable!("the default model is started before all"),
+        }
+    }
+
+    /// The model that finds faces, where there is one.
+    pub fn detector(&self) -> Option<&Arc<Detector>> {
+        self.models.values().find_map(|served| match served {
+            Served::Detector(detector) => Some(detector),
+            Served::Attributes(_) => None,
+        })
     }
 
     /// The models, by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Model>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Served> {
         self.models.values()
-    }
-
-    /// Name of the model that answers when none is named.
-    pub fn default_name(&self) -> &str {
-        &self.default
     }
 
     /// Whether every model can answer.
     pub fn is_ready(&self) -> bool {
-        self.models.values().all(|model| model.is_alive())
+        self.models.values().all(|served| served.model().is_alive())
     }
 }
 
-/// Starts the model that answers when none is named, and no other.
-///
-/// # Errors
-/// When there is no such model, or it is broken.
-pub fn start_default(runtime: &Runtime, settings: &Inference, metrics: &Metrics) -> Result<Model, RepositoryError> {
-    let mut found = scan(&settings.models)?;
-    let name = choose_default(&found, settings.model.as_deref())?;
-    found.retain(|model| model.name == name);
-    let only = found.pop().ok_or_else(|| RepositoryError::Empty(settings.models.clone()))?;
-    only.start(runtime, settings, metrics)
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ")
 }
 
-fn choose_default(found: &[Found], named: Option<&str>) -> Result<String, RepositoryError> {
-    let name = match (named, found) {
+fn choose_default(known: &[&str], named: Option<&str>) -> Result<String, RepositoryError> {
+    let name = match (named, known) {
         (Some(name), _) => name,
-        (None, [only]) => &only.name,
+        (None, [only]) => only,
         (None, _) => DEFAULT_MODEL,
     };
-    if found.iter().any(|model| model.name == name) {
+    if known.contains(&name) {
         return Ok(name.to_owned());
     }
-    let found: Vec<String> = found.iter().map(|model| format!("'{}'", model.name)).collect();
-    Err(RepositoryError::NoDefault { name: name.to_owned(), found: found.join(", ") })
+    Err(RepositoryError::NoDefault { name: name.to_owned(), found: quoted(known) })
+}
+
+fn choose_detector(known: &[&str], named: Option<&str>) -> Result<Option<String>, RepositoryError> {
+    match named {
+        Some(NO_DETECTOR) => Ok(None),
+        Some(name) if known.contains(&name) => Ok(Some(name.to_owned())),
+        Some(name) => Err(RepositoryError::NoDetector { name: name.to_owned(), found: quoted(known) }),
+        None if known.contains(&DEFAULT_DETECTOR) => Ok(Some(DEFAULT_DETECTOR.to_owned())),
+        None => Ok(match known {
+            [only] => Some((*only).to_owned()),
+            _ => None,
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -352,17 +472,22 @@ mod tests {
 
     #[test]
     fn the_default_is_the_named_one_or_the_only_one_or_the_usual_one() {
-        let found = |names: &[&str]| -> Vec<Found> {
-            names
-                .iter()
-                .map(|name| Found { name: (*name).into(), version: "1".into(), folder: PathBuf::new() })
-                .collect()
-        };
-        assert_eq!(choose_default(&found(&["x"]), None).unwrap(), "x");
-        assert_eq!(choose_default(&found(&["a", DEFAULT_MODEL]), None).unwrap(), DEFAULT_MODEL);
-        assert_eq!(choose_default(&found(&["a", "b"]), Some("b")).unwrap(), "b");
-        let message = choose_default(&found(&["a", "b"]), None).unwrap_err().to_string();
+        assert_eq!(choose_default(&["x"], None).unwrap(), "x");
+        assert_eq!(choose_default(&["a", DEFAULT_MODEL], None).unwrap(), DEFAULT_MODEL);
+        assert_eq!(choose_default(&["a", "b"], Some("b")).unwrap(), "b");
+        let message = choose_default(&["a", "b"], None).unwrap_err().to_string();
         assert!(message.contains("'face-attributes' among 'a', 'b'"), "{message}");
+    }
+
+    #[test]
+    fn the_detector_is_the_named_one_or_the_usual_one_or_the_only_one_or_none() {
+        let chosen = |known: &[&str], named| choose_detector(known, named).unwrap();
+        assert_eq!(chosen(&["a", DEFAULT_DETECTOR], None).as_deref(), Some(DEFAULT_DETECTOR));
+        assert_eq!(chosen(&["a"], None).as_deref(), Some("a"));
+        assert_eq!(chosen(&["a", "b"], Some("b")).as_deref(), Some("b"));
+        assert_eq!((chosen(&["a", "b"], None), chosen(&[], None), chosen(&["a"], Some("none"))), (None, None, None));
+        let message = choose_detector(&["a"], Some("b")).unwrap_err().to_string();
+        assert!(message.contains("no detector 'b' among ['a']") && message.contains("--detector"), "{message}");
     }
 
     const MANIFEST: &str = r#"{"schema": 1, "name": "m", "version": "1", "kind": "attributes",

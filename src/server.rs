@@ -18,7 +18,7 @@ use crate::app::App;
 use crate::config::{ConfigError, Settings};
 use crate::engine::{Runtime, RuntimeError};
 use crate::pipeline::Pipeline;
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{NO_DETECTOR, Repository, RepositoryError, Scope};
 use crate::telemetry::Metrics;
 
 /// How long to wait when the system has no more file descriptors; connections end meanwhile.
@@ -88,7 +88,10 @@ pub async fn serve(settings: Settings) -> Result<Running, StartError> {
 fn load(settings: Settings) -> Result<App, StartError> {
     let metrics = Arc::new(Metrics::new());
     let runtime = Runtime::load(settings.inference.onnxruntime.as_deref())?;
-    let repository = Repository::open(&runtime, &settings.inference, &metrics)?;
+    let repository = Repository::open(&runtime, &settings.inference, Scope::All, &metrics)?;
+    if repository.detector().is_none() && settings.inference.detector.as_deref() != Some(NO_DETECTOR) {
+        tracing::warn!("there is no detector (--detector): every picture is taken as the crop of one face");
+    }
     let pipeline = Pipeline::new(&settings.inference, Arc::clone(&metrics))?;
     Ok(App::new(settings, metrics, repository, pipeline))
 }

@@ -107,15 +107,15 @@ metrics! {
         images: IntCounter = "images_total" [] &[],
         /// Faces answered.
         faces: IntCounter = "faces_total" [] &[],
-        /// Time of one face or picture in a stage of the pipeline: decode, align, queue or inference.
+        /// Time in a stage of the pipeline: decode, detect and align of a picture, queue and inference of a face.
         stage_duration: HistogramVec = "stage_duration_seconds" ["stage"] SECONDS,
-        /// Faces that went through a network, by model.
+        /// Faces, or pictures for a detector, that went through a network, by model.
         inferences: IntCounterVec = "inferences_total" ["model", "version"] &[],
-        /// Runs of a network, by model; faces per run are the mean batch.
+        /// Runs of a network, by model; inferences per run are the mean batch.
         executions: IntCounterVec = "executions_total" ["model", "version"] &[],
-        /// Faces in one run of a network.
+        /// Faces, or pictures for a detector, in one run of a network.
         batch_size: HistogramVec = "batch_size" ["model"] FACES,
-        /// Faces waiting for a network.
+        /// Faces, or pictures for a detector, waiting for a network.
         queue_depth: IntGaugeVec = "queue_depth" ["model"] &[],
         /// Answers given, by task and label.
         predictions: IntCounterVec = "predictions_total" ["task", "label"] &[],

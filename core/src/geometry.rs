@@ -64,6 +64,18 @@ impl Rect {
             height: side as f32,
         }
     }
+
+    /// Area of the intersection over area of the union: 0 for rectangles apart, 1 for equal ones.
+    pub fn iou(&self, other: &Self) -> f32 {
+        let shared = |low: f32, length: f32, other_low: f32, other_length: f32| {
+            ((low + length).min(other_low + other_length) - low.max(other_low)).max(0.0)
+        };
+        let intersection =
+            shared(self.x, self.width, other.x, other.width) * shared(self.y, self.height, other.y, other.height);
+        let union = self.width * self.height + other.width * other.height - intersection;
+        // Rounding may leave a hair more intersection than union.
+        if union > 0.0 { (intersection / union).min(1.0) } else { 0.0 }
+    }
 }
 
 /// Keypoints of a face. Right and left are the person's own: the right eye is to the left in the picture.
@@ -77,6 +89,16 @@ pub struct Landmarks {
     pub nose: Point,
     /// Centre of the mouth.
     pub mouth: Point,
+}
+
+impl Landmarks {
+    /// The same face in another frame of reference.
+    #[must_use]
+    pub fn map(&self, transform: &Similarity) -> Self {
+        let Self { right_eye, left_eye, nose, mouth } = *self;
+        let [right_eye, left_eye, nose, mouth] = [right_eye, left_eye, nose, mouth].map(|point| transform.apply(point));
+        Self { right_eye, left_eye, nose, mouth }
+    }
 }
 
 /// Where eyes and mouth come to lie on the canonical square, in shares of its side.
@@ -143,6 +165,12 @@ impl Similarity {
     /// The transform from the unit square onto an upright square of the picture.
     pub const fn onto_square(x: f32, y: f32, side: f32) -> Self {
         Self { a: side, b: 0.0, tx: x, ty: y }
+    }
+
+    /// The transform from the unit square onto the smallest centred square that covers a whole picture of this size.
+    pub fn around(width: u32, height: u32) -> Self {
+        let side = width.max(height) as f32;
+        Self::onto_square((width as f32 - side) / 2.0, (height as f32 - side) / 2.0, side)
     }
 
     /// Applies the transform to a point.

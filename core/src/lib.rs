@@ -6,6 +6,7 @@
 
 pub mod crop;
 pub mod decode;
+pub mod detection;
 pub mod geometry;
 pub mod manifest;
 pub mod onnxruntime;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::AgePoint;
+use crate::detection::{Decoder, STRIDES};
 use crate::geometry::Template;
 use crate::task::Task;
 
@@ -15,6 +16,9 @@ pub const METADATA_KEY: &str = "facewise.manifest";
 
 /// Version of the manifest's own format.
 pub const SCHEMA: u32 = 1;
+
+/// A detector's input is a multiple of its coarsest cells.
+const LARGEST_STRIDE: u32 = STRIDES[STRIDES.len() - 1];
 
 /// Everything that a server must know to use a network, and people want to know about it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,8 +37,15 @@ pub struct Manifest {
     pub description: String,
     /// The tensor that the network reads.
     pub input: Input,
-    /// The tensors that it answers.
+    /// The distributions that it answers; a detector has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<Head>,
+    /// How a detector's tensors are read; only for detectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<Decoder>,
+    /// A detector's tensors in the order of [`Decoder::outputs`], where the network names them otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
     /// Where the weights come from.
     #[serde(default)]
     pub provenance: Provenance,
@@ -49,15 +60,27 @@ pub struct Manifest {
 pub enum Kind {
     /// A crop of one face in, distributions over its attributes out.
     Attributes,
+    /// A whole picture in, the faces in it out.
+    Detector,
 }
 
-/// The input tensor, float32 `[batch, 3, size, size]`: planes R, G, B of `(value / 255 − mean) / sd`.
+impl Kind {
+    /// The word for it in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attributes => "attributes",
+            Self::Detector => "detector",
+        }
+    }
+}
+
+/// The input tensor, float32 `[batch, 3, size, size]`: planes in the order of `colour` of `(value / 255 − mean) / sd`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// Name of the tensor.
     pub name: String,
-    /// Side of the square in pixels.
+    /// Side of the square in pixels; of a detector that takes several, the usual one.
     pub size: u32,
     /// Order of the colour planes.
     pub colour: Colour,
@@ -65,8 +88,10 @@ pub struct Input {
     pub mean: [f32; 3],
     /// Standard deviation per plane, in shares of full intensity.
     pub sd: [f32; 3],
-    /// Where eyes and mouth lie on the square.
-    pub template: Template,
+    /// Where eyes and mouth lie on the square; only for attributes. A detector's square lies around the whole picture
+    /// ([`Similarity::around`](crate::geometry::Similarity::around)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Template>,
 }
 
 /// Order of the colour planes.
@@ -75,6 +100,8 @@ pub struct Input {
 pub enum Colour {
     /// Red, green, blue.
     Rgb,
+    /// Blue, green, red, as `OpenCV` has them; only for detectors.
+    Bgr,
 }
 
 /// One answer of the network, a float32 tensor `[batch, classes]`.
@@ -136,7 +163,8 @@ pub struct Measurement {
     /// Filter that chose the rows, as in `split=test`.
     #[serde(rename = "where")]
     pub filter: String,
-    /// Where the crops came from: `keypoints` or `square`.
+    /// What the network was shown: crops by the manifest's `keypoints`, by the `detector`'s, or the centred `square`; of a detector, each
+    /// `photograph` or a `mosaic` of several.
     pub crop: String,
     /// Labelled rows scored.
     pub n: u64,
@@ -187,7 +215,6 @@ impl Manifest {
     }
 
     fn validate(&self) -> Result<(), ManifestError> {
-        let wrong = |field: &str, reason: String| Err(ManifestError::Field { field: field.to_owned(), reason });
         if self.schema != SCHEMA {
             return wrong("schema", format!("{} is not supported, this build reads {SCHEMA}", self.schema));
         }
@@ -201,8 +228,8 @@ impl Manifest {
                 );
             }
         }
-        if !(8..=1024).contains(&self.input.size) {
-            return wrong("input.size", format!("{} is not between 8 and 1024 pixels", self.input.size));
+        if !(8..=2048).contains(&self.input.size) {
+            return wrong("input.size", format!("{} is not between 8 and 2048 pixels", self.input.size));
         }
         if self.input.name.is_empty() {
             return wrong("input.name", "is empty".into());
@@ -213,9 +240,47 @@ impl Manifest {
         if !self.input.sd.iter().all(|sd| sd.is_normal() && *sd > 0.0) {
             return wrong("input.sd", "must be positive".into());
         }
-        let Template { right_eye, left_eye, mouth } = self.input.template;
+        match self.kind {
+            Kind::Attributes => self.validate_attributes(),
+            Kind::Detector => self.validate_detector(),
+        }
+    }
+
+    fn validate_detector(&self) -> Result<(), ManifestError> {
+        let Some(decoder) = self.decoder else {
+            return wrong("decoder", "is missing: a detector needs one".into());
+        };
+        if !self.input.size.is_multiple_of(LARGEST_STRIDE) {
+            return wrong("input.size", format!("{} is no multiple of {LARGEST_STRIDE}", self.input.size));
+        }
+        if self.input.template.is_some() {
+            return wrong("input.template", "is for attributes only".into());
+        }
+        if !self.heads.is_empty() {
+            return wrong("heads", "are for attributes only".into());
+        }
+        let tensors = decoder.outputs(self.input.size).len();
+        if !self.outputs.is_empty() && self.outputs.len() != tensors {
+            return wrong("outputs", format!("names {} tensors, the decoder reads {tensors}", self.outputs.len()));
+        }
+        Ok(())
+    }
+
+    fn validate_attributes(&self) -> Result<(), ManifestError> {
+        let Some(Template { right_eye, left_eye, mouth }) = self.input.template else {
+            return wrong("input.template", "is missing: attributes need one".into());
+        };
         if ![right_eye, left_eye, mouth].iter().all(|p| p.x.is_finite() && p.y.is_finite()) || right_eye == left_eye {
             return wrong("input.template", "the eyes must be two finite points".into());
+        }
+        if self.input.colour != Colour::Rgb {
+            return wrong("input.colour", "must be rgb for attributes".into());
+        }
+        if self.decoder.is_some() {
+            return wrong("decoder", "is for detectors only".into());
+        }
+        if !self.outputs.is_empty() {
+            return wrong("outputs", "are for detectors only: attributes name theirs in `heads`".into());
         }
         if self.heads.is_empty() {
             return wrong("heads", "is empty".into());
@@ -237,6 +302,10 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+fn wrong<T>(field: &str, reason: String) -> Result<T, ManifestError> {
+    Err(ManifestError::Field { field: field.to_owned(), reason })
 }
 
 /// Whether a word can name a model or a version, and so a folder.
@@ -267,6 +336,40 @@ mod tests {
         assert!(manifest.head(Task::Emotion).is_none());
     }
 
+    const DETECTOR: &str = r#"{
+        "schema": 1, "name": "face-detector", "version": "1", "kind": "detector",
+        "input": {"name": "pixels", "size": 320, "colour": "bgr", "mean": [0, 0, 0], "sd": [1, 1, 1]},
+        "decoder": "scrfd"
+    }"#;
+
+    #[test]
+    fn a_detector_has_a_decoder_instead_of_heads() {
+        let manifest = Manifest::from_json(DETECTOR).expect("valid");
+        assert_eq!((manifest.kind, manifest.decoder), (Kind::Detector, Some(Decoder::Scrfd)));
+        assert_eq!(Manifest::from_json(&manifest.to_json()).expect("still valid"), manifest);
+        for (from, to, message) in [
+            (r#""decoder": "scrfd""#, r#""outputs": []"#, "field `decoder`: is missing"),
+            (r#""decoder": "scrfd""#, r#""decoder": "ssd""#, "unknown variant `ssd`"),
+            (r#""size": 320"#, r#""size": 300"#, "field `input.size`: 300 is no multiple of 32"),
+            (
+                r#""decoder": "scrfd""#,
+                r#""decoder": "scrfd", "outputs": ["448"]"#,
+                "names 1 tensors, the decoder reads 9",
+            ),
+            (
+                r#""decoder": "scrfd""#,
+                r#""decoder": "scrfd", "heads": [{"task": "age", "output": "age"}]"#,
+                "field `heads`",
+            ),
+            (r#""kind": "detector""#, r#""kind": "attributes""#, "field `input.template`: is missing"),
+        ] {
+            let json = DETECTOR.replacen(from, to, 1);
+            assert_ne!(json, DETECTOR, "the case changes the manifest");
+            let error = Manifest::from_json(&json).expect_err(to).to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
     #[test]
     fn each_wrong_field_is_named() {
         for (from, to, message) in [
@@ -282,6 +385,8 @@ mod tests {
             (r#""output": "smile""#, r#""output": "age""#, "field `heads[1].output`"),
             (r#"["neutral", "smiling"]"#, r#"["smiling", "neutral"]"#, "field `heads[1].labels`"),
             (r#""colour": "rgb""#, r#""colour": "rgb", "color": 1"#, "unknown field `color`"),
+            (r#""colour": "rgb""#, r#""colour": "bgr""#, "field `input.colour`"),
+            (r#""kind": "attributes""#, r#""kind": "attributes", "decoder": "yunet""#, "field `decoder`"),
         ] {
             let json = MINIMAL.replacen(from, to, 1);
             assert_ne!(json, MINIMAL, "the case changes the manifest");

@@ -11,6 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rgb};
 
+use crate::geometry::{Landmarks, Point};
+
 pub use image::RgbImage;
 
 /// What a picture may cost.
@@ -91,6 +93,38 @@ pub struct Info {
     pub width: u32,
     /// Height in pixels as displayed (EXIF orientation applied).
     pub height: u32,
+    /// How the stored pixels are turned to be displayed.
+    pub orientation: Orientation,
+}
+
+impl Info {
+    /// Where a face of the stored pixels lies in the picture as displayed.
+    ///
+    /// In a picture that is mirrored to be displayed, the eye that looked like the right one looks like the left one.
+    #[must_use]
+    pub fn displayed(&self, stored: &Landmarks) -> Landmarks {
+        let Landmarks { right_eye, left_eye, nose, mouth } = *stored;
+        let [right_eye, left_eye, nose, mouth] = [right_eye, left_eye, nose, mouth].map(|point| self.turned(point));
+        let (right_eye, left_eye) =
+            if mirrors(self.orientation) { (left_eye, right_eye) } else { (right_eye, left_eye) };
+        Landmarks { right_eye, left_eye, nose, mouth }
+    }
+
+    /// A point of the stored pixels, as displayed.
+    fn turned(&self, Point { x, y }: Point) -> Point {
+        // Distances to the far edges of the picture as displayed.
+        let (width, height) = (self.width as f32, self.height as f32);
+        match self.orientation {
+            Orientation::NoTransforms => Point::new(x, y),
+            Orientation::FlipHorizontal => Point::new(width - x, y),
+            Orientation::Rotate180 => Point::new(width - x, height - y),
+            Orientation::FlipVertical => Point::new(x, height - y),
+            Orientation::Rotate90FlipH => Point::new(y, x),
+            Orientation::Rotate90 => Point::new(width - y, x),
+            Orientation::Rotate270FlipH => Point::new(width - y, height - x),
+            Orientation::Rotate270 => Point::new(y, height - x),
+        }
+    }
 }
 
 /// Why bytes are not a usable picture. The texts are fit for whoever sent them.
@@ -140,7 +174,7 @@ pub fn probe(bytes: &[u8], limits: Limits) -> Result<Info, PictureError> {
         let (decoder, orientation) = open(bytes, format, limits)?;
         let (width, height) = decoder.dimensions();
         let (width, height) = if turns_on_its_side(orientation) { (height, width) } else { (width, height) };
-        Ok(Info { format, width, height })
+        Ok(Info { format, width, height, orientation })
     })
 }
 
@@ -228,6 +262,16 @@ const fn turns_on_its_side(orientation: Orientation) -> bool {
     )
 }
 
+const fn mirrors(orientation: Orientation) -> bool {
+    matches!(
+        orientation,
+        Orientation::FlipHorizontal
+            | Orientation::FlipVertical
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    )
+}
+
 /// RGB without alpha: transparent pixels over white.
 fn flatten(picture: DynamicImage) -> RgbImage {
     if !picture.color().has_alpha() {
@@ -273,4 +317,44 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
         };
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_of_the_stored_picture_go_where_its_pixels_go() {
+        let stored = RgbImage::from_fn(7, 4, |x, y| Rgb([x as u8, y as u8, 0]));
+        for exif in 1..=8 {
+            let orientation = Orientation::from_exif(exif).expect("1 to 8 are known");
+            let mut picture = DynamicImage::from(stored.clone());
+            picture.apply_orientation(orientation);
+            let shown = picture.into_rgb8();
+            let (width, height) = shown.dimensions();
+            let info = Info { format: Format::Jpeg, width, height, orientation };
+            for (x, y, Rgb([from_x, from_y, _])) in shown.enumerate_pixels() {
+                let centre = Point::new(f32::from(*from_x) + 0.5, f32::from(*from_y) + 0.5);
+                assert_eq!(info.turned(centre), Point::new(x as f32 + 0.5, y as f32 + 0.5), "orientation {exif}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mirrored_face_changes_its_eyes() {
+        let stored = Landmarks {
+            right_eye: Point::new(30.0, 40.0),
+            left_eye: Point::new(70.0, 40.0),
+            nose: Point::new(50.0, 60.0),
+            mouth: Point::new(50.0, 80.0),
+        };
+        let shown =
+            |orientation, width, height| Info { format: Format::Jpeg, width, height, orientation }.displayed(&stored);
+        let mirrored = shown(Orientation::FlipHorizontal, 100, 200);
+        assert_eq!(mirrored, stored, "a symmetric face in the middle");
+        let turned = shown(Orientation::Rotate90, 200, 100);
+        assert_eq!(turned.right_eye, Point::new(160.0, 30.0), "the right eye is above the left one");
+        assert_eq!(turned.left_eye, Point::new(160.0, 70.0));
+        assert_eq!(turned.mouth, Point::new(120.0, 50.0));
+    }
 }

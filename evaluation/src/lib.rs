@@ -1,8 +1,10 @@
 //! Labelled face sets and the figures measured on them: reading a set from a folder or a zip, scoring
-//! predictions against its labels, and the report. The server, the command line and training use the same code.
+//! predictions and found faces against its labels, and the report. The server, the command line and training use the same code.
 
 pub mod archive;
+pub mod corrections;
 pub mod dataset;
+pub mod detection;
 pub mod filter;
 pub mod manifest;
 pub mod metrics;

@@ -25,8 +25,10 @@ pub struct Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Geometry {
-    /// The manifest's keypoints; rows without them take the centred square.
+    /// The manifest's keypoints; rows without them go through [`Self::Crop`].
     Manifest,
+    /// The best face that the detector finds; where it finds none or there is no detector, the centred square.
+    Crop,
     /// The centred square of the picture.
     #[serde(rename = "false")]
     Square,

@@ -249,7 +249,7 @@ impl From<EngineError> for ApiError {
         match error {
             EngineError::Overloaded => Self::overloaded(),
             EngineError::Stopped => Self::not_ready("the model is being stopped: try again later"),
-            EngineError::Backend(_) | EngineError::Decode(_) => Self::internal(&error),
+            EngineError::Backend(_) | EngineError::Decode(_) | EngineError::Detection(_) => Self::internal(&error),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The HTTP interface: one file per resource, routes and their description registered together, and the middleware
 //! around them.
 
-mod answer;
 mod body;
 mod docs;
 pub mod error;

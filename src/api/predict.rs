@@ -7,16 +7,17 @@ use std::time::Instant;
 use axum::extract::{Query, Request, State};
 use axum::http::Uri;
 use axum::{Extension, Json};
+use facewise_core::detection::Selection;
 use serde::Deserialize;
 use utoipa::openapi::{RefOr, Response};
-use utoipa::{IntoParams, IntoResponses};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use super::answer::Prediction;
 use super::error::{ApiError, Code, responses};
 use super::middleware::RequestId;
 use super::{body, models, upload};
+use crate::answer::{Extras, Prediction};
 use crate::app::App;
-use crate::engine::Model;
+use crate::engine::AttributeModel;
 use crate::pipeline::Whereabouts;
 use crate::tasks::Tasks;
 
@@ -31,21 +32,42 @@ pub(super) struct Parameters {
     /// Tasks to answer, with commas between; without it, all that the model answers.
     #[param(example = "age,gender,smile,emotion")]
     tasks: Option<String>,
+    /// Where faces are looked for; without it, `true` where there is a detector, else `false`.
+    #[param(inline, example = "true")]
+    detect: Option<Detect>,
+    /// Most faces to answer, the most confident ones; without it, as many as the server allows.
+    #[param(minimum = 1, example = 10)]
+    max_faces: Option<usize>,
+    /// Least confidence of a face, as far as a detector looks for it.
+    #[param(minimum = 0, maximum = 1, default = 0.5, example = 0.5)]
+    min_confidence: Option<f32>,
+    /// Whether eyes, nose and mouth are answered too.
+    #[serde(default)]
+    #[param(default = false, example = true)]
+    landmarks: bool,
     /// Whether the probability of each year of age is answered too.
     #[serde(default)]
     #[param(default = false)]
     distributions: bool,
-    /// Only `false` yet: there is no detector, the picture is taken as a crop of one face, and its centred square, whose
-    /// side is the shorter edge, is the face.
-    #[param(pattern = "^false$", example = "false")]
-    detect: Option<String>,
+}
+
+/// Where faces are looked for: `true`, in the whole picture, and all that are found are answered; `crop`, the picture is a
+/// crop of one face, and exactly one is answered: the best one found, else the centred square; `false`, nowhere: the
+/// centred square, whose side is the shorter edge, is the face.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Detect {
+    True,
+    Crop,
+    False,
 }
 
 /// A request's parameters, understood.
 struct Wishes<'a> {
-    model: &'a Arc<Model>,
+    model: &'a Arc<AttributeModel>,
     tasks: Tasks,
-    distributions: bool,
+    whereabouts: Whereabouts,
+    extras: Extras,
 }
 
 impl Parameters {
@@ -56,24 +78,45 @@ impl Parameters {
     }
 
     fn wishes(self, app: &App) -> Result<Wishes<'_>, ApiError> {
-        if self.detect.is_some_and(|detect| detect != "false") {
-            return Err(ApiError::bad_request(
-                "'detect' can only be 'false' yet: the centred square of the picture is taken as the face",
-            ));
-        }
-        let model = models::find(app, self.model.as_deref())?;
-        let tasks = match self.tasks {
+        let model = models::describing(app, self.model.as_deref())?;
+        let tasks = match &self.tasks {
             None => model.tasks().clone(),
             Some(list) => list.parse::<Tasks>().map_err(|error| ApiError::bad_request(error.to_string()))?,
         };
         if let Some(task) = tasks.first_missing_in(model.tasks()) {
             return Err(ApiError::bad_request(format!(
                 "the model '{}' does not answer '{task}' here; it answers {}",
-                model.name(),
+                model.model().name(),
                 model.tasks()
             )));
         }
-        Ok(Wishes { model, tasks, distributions: self.distributions })
+        let whereabouts = self.whereabouts(app)?;
+        let extras = Extras { landmarks: self.landmarks, distributions: self.distributions };
+        Ok(Wishes { model, tasks, whereabouts, extras })
+    }
+
+    fn whereabouts(&self, app: &App) -> Result<Whereabouts, ApiError> {
+        let selection = self.selection(app.settings.inference.max_faces)?;
+        match (self.detect, app.repository.detector()) {
+            (Some(Detect::False), _) | (None, None) => Ok(Whereabouts::CentredSquare),
+            (Some(Detect::Crop), Some(detector)) => Ok(Whereabouts::Best(Arc::clone(detector), selection)),
+            (Some(Detect::True) | None, Some(detector)) => Ok(Whereabouts::Everywhere(Arc::clone(detector), selection)),
+            (Some(Detect::True | Detect::Crop), None) => {
+                Err(ApiError::bad_request("there is no detector here: 'detect' can only be 'false'"))
+            }
+        }
+    }
+
+    fn selection(&self, limit: usize) -> Result<Selection, ApiError> {
+        let max_faces = self.max_faces.unwrap_or(limit);
+        if !(1..=limit).contains(&max_faces) {
+            return Err(ApiError::bad_request(format!("'max_faces' is not between 1 and {limit} (--max-faces)")));
+        }
+        let min_confidence = self.min_confidence.unwrap_or(Selection::default().min_confidence);
+        if !(0.0..=1.0).contains(&min_confidence) {
+            return Err(ApiError::bad_request("'min_confidence' is not between 0 and 1"));
+        }
+        Ok(Selection { min_confidence, max_faces, ..Selection::default() })
     }
 }
 
@@ -97,10 +140,11 @@ impl IntoResponses for Errors {
     }
 }
 
-/// Age, gender, smile and emotion of the face in a picture.
+/// Age, gender, smile and emotion of the faces in a picture.
 ///
 /// The picture is JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF, sent as the body itself, as the part `image` (or
-/// `file`) of a form, or in base64 as JSON. It is taken as a crop of one face: its centred square is the face.
+/// `file`) of a form, or in base64 as JSON. All coordinates are pixels of the picture as displayed: its EXIF orientation is
+/// applied. A picture without faces has an empty list of them.
 #[utoipa::path(
     post, path = "/v1/predict", tag = "predictions",
     params(Parameters),
@@ -127,8 +171,8 @@ pub(super) async fn predict(
     };
     // The body comes first: an answer to a client that still sends might never be read.
     let (head, body) = body::read(request, &app.settings.http).await?;
-    let Wishes { model, tasks, distributions } = Parameters::of(&head.uri)?.wishes(&app)?;
+    let Wishes { model, tasks, whereabouts, extras } = Parameters::of(&head.uri)?.wishes(&app)?;
     let picture = upload::picture(&head.headers, body, app.pipeline.cpu()).await?;
-    let analysis = app.pipeline.analyse(picture, Whereabouts::CentredSquare, model, &tasks).await?;
-    Ok(Json(Prediction::new(id.to_string(), model, &analysis, distributions, started.elapsed())))
+    let analysis = app.pipeline.analyse(picture, whereabouts, model, &tasks).await?;
+    Ok(Json(Prediction::new(id.to_string(), model.model(), &analysis, extras, started.elapsed())))
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use facewise::config::{Inference, Log};
 use facewise::engine::Runtime;
-use facewise::evaluate::{Crops, Plan, evaluate};
+use facewise::evaluate::{Crops, Means, Plan, evaluate};
 use facewise::pipeline::Pipeline;
-use facewise::repository;
+use facewise::repository::{Repository, Scope};
 use facewise::telemetry::{self, Metrics};
 use facewise_evaluation::metrics::{AgeMetrics, LabelMetrics};
 use facewise_evaluation::report::Report;
@@ -25,7 +25,8 @@ pub(crate) struct Args {
     /// Rows that count, as in split=test,race!=Asian
     #[arg(long = "where", value_name = "FILTER", default_value = "")]
     filter: Filter,
-    /// Where faces are taken from: the manifest's keypoints, or the centred square of each picture
+    /// Where faces are taken from: the manifest's keypoints, what the detector finds as with detect=crop, or the centred
+    /// square of each picture
     #[arg(long, value_name = "CROP", value_enum, default_value = "keypoints")]
     crop: Crop,
     /// Score only the first so many of the rows
@@ -43,6 +44,7 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Crop {
     Keypoints,
+    Detect,
     Square,
 }
 
@@ -53,13 +55,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let dataset = Arc::new(Dataset::open(&args.dataset)?);
     let metrics = Arc::new(Metrics::new());
     let library = Runtime::load(args.inference.onnxruntime.as_deref())?;
-    let model = repository::start_default(&library, &args.inference, &metrics)?;
+    let repository = Repository::open(&library, &args.inference, Scope::Default, &metrics)?;
     let pipeline = Pipeline::new(&args.inference, metrics)?;
     let plan = Plan {
         filter: args.filter.clone(),
         limit: args.limit,
         crops: match args.crop {
             Crop::Keypoints => Crops::Keypoints,
+            Crop::Detect => Crops::Detected,
             Crop::Square => Crops::Square,
         },
         // Two full batches: one is run while the next is read.
@@ -69,7 +72,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {per_sec}, {eta} left")?);
     let runtime = tokio::runtime::Runtime::new().context("the async runtime cannot be started")?;
-    let report = runtime.block_on(evaluate(&dataset, &plan, &pipeline, &model, |done, total| {
+    let means = Means { pipeline: &pipeline, model: repository.default_model(), detector: repository.detector() };
+    let report = runtime.block_on(evaluate(&dataset, &plan, means, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     }))?;

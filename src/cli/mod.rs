@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod openapi;
+mod predict;
 mod serve;
 
 use std::env;
@@ -29,6 +30,9 @@ struct Cli {
 enum Command {
     /// Answer over HTTP
     Serve(Box<serve::Args>),
+    /// Tell about the faces in pictures
+    #[command(mut_arg("log_level", |level| level.default_value("warn")))]
+    Predict(Box<predict::Args>),
     /// Score a labelled set
     Evaluate(Box<evaluate::Args>),
     /// Print the description of the HTTP interface
@@ -48,6 +52,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Serve(args) => serve::run(args.settings),
+        Command::Predict(args) => predict::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Openapi => openapi::run(),
     };

@@ -1,12 +1,17 @@
 //! Networks at work. A [`Model`] is a network with its manifest, a bounded queue and the worker threads that take
-//! batches from it; faces of different requests share batches.
+//! batches from it; pictures of different requests share batches. What goes in and comes out has a meaning in
+//! [`AttributeModel`] and [`Detector`].
 
+pub mod attributes;
 pub mod backend;
+pub mod detector;
 pub mod model;
 pub mod onnx;
 mod queue;
 mod worker;
 
+pub use attributes::{AttributeModel, Attributes, Inference};
 pub use backend::{Backend, BackendError, Signature, TensorSpec};
-pub use model::{Attributes, EngineError, Inference, MismatchError, Model, Options};
+pub use detector::Detector;
+pub use model::{EngineError, MismatchError, Model, Network, Options};
 pub use onnx::{OnnxBackend, Runtime, RuntimeError};

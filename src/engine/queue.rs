@@ -18,10 +18,10 @@ struct State<T> {
     closed: bool,
 }
 
-/// Why an item was not taken in.
+/// Why items were not taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// As many wait as may.
+    /// With these, more would wait than may.
     Full,
     /// Nothing is taken in any more.
     Closed,
@@ -34,19 +34,19 @@ impl<T> Queue<T> {
         Self { state: Mutex::new(state), arrived: Condvar::new(), capacity }
     }
 
-    /// Puts an item at the end.
+    /// Puts items at the end, side by side: all of them or none.
     ///
     /// # Errors
-    /// When the queue is full or closed.
-    pub(super) fn push(&self, item: T) -> Result<(), Refusal> {
+    /// When the queue is closed, or too full for all of them.
+    pub(super) fn push(&self, items: Vec<T>) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(Refusal::Closed);
         }
-        if state.items.len() >= self.capacity {
+        if state.items.len() + items.len() > self.capacity {
             return Err(Refusal::Full);
         }
-        state.items.push_back(item);
+        state.items.extend(items);
         drop(state);
         self.arrived.notify_one();
         Ok(())
@@ -105,9 +105,7 @@ mod tests {
 
     fn filled(items: std::ops::Range<u32>) -> Queue<u32> {
         let queue = Queue::new(100);
-        for item in items {
-            assert_eq!(queue.push(item), Ok(()));
-        }
+        assert_eq!(queue.push(items.collect()), Ok(()));
         queue
     }
 
@@ -128,11 +126,22 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_and_a_closed_one_hands_out_what_it_has() {
         let queue = Queue::new(2);
-        assert_eq!((queue.push(1), queue.push(2), queue.push(3)), (Ok(()), Ok(()), Err(Refusal::Full)));
+        assert_eq!(
+            (queue.push(vec![1]), queue.push(vec![2]), queue.push(vec![3])),
+            (Ok(()), Ok(()), Err(Refusal::Full))
+        );
         queue.close();
-        assert_eq!(queue.push(4), Err(Refusal::Closed));
+        assert_eq!(queue.push(vec![4]), Err(Refusal::Closed));
         assert_eq!(queue.take(9, |_| true), Some(vec![1, 2]));
         assert_eq!(queue.take(9, |_| true), None);
+    }
+
+    #[test]
+    fn items_come_in_together_or_not_at_all() {
+        let queue = Queue::new(3);
+        assert_eq!((queue.push(vec![1, 2]), queue.push(vec![3, 4])), (Ok(()), Err(Refusal::Full)));
+        assert_eq!((queue.push(vec![5]), queue.push(vec![])), (Ok(()), Ok(())));
+        assert_eq!(queue.take(9, |_| true), Some(vec![1, 2, 5]));
     }
 
     #[test]
@@ -152,7 +161,7 @@ mod tests {
             })
             .collect();
         for item in 0..5000 {
-            assert_eq!(queue.push(item), Ok(()));
+            assert_eq!(queue.push(vec![item]), Ok(()));
         }
         queue.close();
         let mut all: Vec<u32> =

@@ -1,4 +1,4 @@
-//! A thread that owns a network: it takes what waits, fills the batch tensor, runs, and answers each face.
+//! A thread that owns a network: it takes what waits, fills the batch tensor, runs, and answers each picture.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -12,23 +12,23 @@ use tokio::sync::oneshot;
 use super::backend::{Backend, BackendError};
 use super::queue::Queue;
 
-/// One face that waits for the network.
+/// One square picture that waits for the network: the crop of a face, or what a detector looks at.
 pub(super) struct Job {
-    /// The crop, `size` × `size` pixels.
-    pub(super) crop: RgbImage,
+    /// `size` × `size` pixels.
+    pub(super) picture: RgbImage,
     /// When it was put into the queue.
     pub(super) queued: Instant,
     /// Where the answer goes; closed when nobody waits any more.
     pub(super) reply: oneshot::Sender<Result<Answer, BackendError>>,
 }
 
-/// What the network said about one face.
+/// What the network said about one picture.
 pub(super) struct Answer {
     /// One row for each output asked for.
     pub(super) rows: Vec<Vec<f32>>,
     /// Time in the queue.
     pub(super) queue: Duration,
-    /// Time of the run that the face was part of.
+    /// Time of the run that the picture was part of.
     pub(super) inference: Duration,
 }
 
@@ -37,11 +37,11 @@ pub(super) struct Answer {
 pub(super) struct Recipe {
     /// The tensor that the network reads.
     pub(super) input: Input,
-    /// Outputs asked for, with the numbers of each row.
+    /// Outputs asked for.
     pub(super) outputs: Vec<String>,
     /// Length of a row, for each output.
-    pub(super) classes: Vec<usize>,
-    /// Most faces in a run.
+    pub(super) lengths: Vec<usize>,
+    /// Most pictures in a run.
     pub(super) max_batch: usize,
     pub(super) inferences: IntCounter,
     pub(super) executions: IntCounter,
@@ -49,38 +49,35 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
-    fn face_len(&self) -> usize {
+    fn picture_len(&self) -> usize {
         3 * (self.input.size * self.input.size) as usize
     }
 
-    /// Runs the network on crops; gives one list of rows for each crop.
+    /// Runs the network on pictures; gives one list of rows for each.
     fn run(
         &self,
         backend: &mut dyn Backend,
         tensor: &mut Vec<f32>,
-        crops: &[&RgbImage],
+        pictures: &[&RgbImage],
     ) -> Result<Vec<Vec<Vec<f32>>>, BackendError> {
-        let face = self.face_len();
-        tensor.resize(crops.len() * face, 0.0);
-        for (crop, place) in crops.iter().zip(tensor.chunks_exact_mut(face)) {
-            normalise(crop, self.input.mean, self.input.sd, place);
+        let (count, length) = (pictures.len(), self.picture_len());
+        tensor.resize(count * length, 0.0);
+        for (picture, place) in pictures.iter().zip(tensor.chunks_exact_mut(length)) {
+            normalise(picture, self.input.mean, self.input.sd, place);
         }
         let side = self.input.size as usize;
-        let outputs = backend.run(tensor, [crops.len(), 3, side, side], &self.outputs)?;
-        for ((name, numbers), classes) in self.outputs.iter().zip(&outputs).zip(&self.classes) {
-            if numbers.len() != crops.len() * classes {
-                let (found, expected) = (numbers.len(), crops.len() * classes);
+        let outputs = backend.run(tensor, [count, 3, side, side], &self.outputs)?;
+        for ((name, numbers), length) in self.outputs.iter().zip(&outputs).zip(&self.lengths) {
+            if numbers.len() != count * length {
+                let (found, expected) = (numbers.len(), count * length);
                 return Err(BackendError(format!("output '{name}' has {found} numbers instead of {expected}")));
             }
         }
-        let row = |index: usize| {
-            outputs
-                .iter()
-                .zip(&self.classes)
-                .map(|(numbers, classes)| numbers[index * classes..(index + 1) * classes].to_vec())
-                .collect()
+        let rows = |index: usize| {
+            let row = |(numbers, length): (&Vec<f32>, &usize)| numbers[index * length..(index + 1) * length].to_vec();
+            outputs.iter().zip(&self.lengths).map(row).collect()
         };
-        Ok((0..crops.len()).map(row).collect())
+        Ok((0..count).map(rows).collect())
     }
 
     /// Runs the network on gray pictures, so that the first request does not pay for what is done once.
@@ -95,7 +92,7 @@ impl Recipe {
 
     /// Works until the queue is closed and empty.
     pub(super) fn work(&self, queue: &Queue<Job>, backend: &mut dyn Backend) {
-        let mut tensor = Vec::with_capacity(self.max_batch * self.face_len());
+        let mut tensor = Vec::with_capacity(self.max_batch * self.picture_len());
         while let Some(jobs) = queue.take(self.max_batch, |job| !job.reply.is_closed()) {
             self.answer(jobs, backend, &mut tensor);
         }
@@ -103,22 +100,22 @@ impl Recipe {
 
     fn answer(&self, jobs: Vec<Job>, backend: &mut dyn Backend, tensor: &mut Vec<f32>) {
         let started = Instant::now();
-        let crops: Vec<&RgbImage> = jobs.iter().map(|job| &job.crop).collect();
-        let result = shielded(|| self.run(backend, tensor, &crops));
+        let pictures: Vec<&RgbImage> = jobs.iter().map(|job| &job.picture).collect();
+        let result = shielded(|| self.run(backend, tensor, &pictures));
         let inference = started.elapsed();
         self.executions.inc();
         self.inferences.inc_by(jobs.len() as u64);
         self.batch_size.observe(jobs.len() as f64);
         match result {
-            Ok(faces) => {
-                for (job, rows) in jobs.into_iter().zip(faces) {
+            Ok(answers) => {
+                for (job, rows) in jobs.into_iter().zip(answers) {
                     let queue = started.duration_since(job.queued);
                     // A receiver that has gone meanwhile wants no answer.
                     let _ = job.reply.send(Ok(Answer { rows, queue, inference }));
                 }
             }
             Err(error) => {
-                tracing::error!(%error, faces = jobs.len(), "a run of the network failed");
+                tracing::error!(%error, pictures = jobs.len(), "a run of the network failed");
                 for job in jobs {
                     let _ = job.reply.send(Err(error.clone()));
                 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use facewise_evaluation::report::{Geometry, Report};
 use image::ImageFormat;
 
-use crate::harness::{MODELS, TestServer, encoded, picture, program};
+use crate::detect::stored;
+use crate::harness::{MODELS, ModelsCopy, Spot, TestServer, encoded, faces, picture, program};
 
 const ROWS: u32 = 9;
 
@@ -46,7 +47,7 @@ async fn figures_are_those_of_the_servers_answers() {
     let server = TestServer::start(&[]).await;
     let (mut right, mut error) = (0, 0.0);
     for row in (0..7).filter(|row| *row != 5) {
-        let answer = server.answer("", encoded(&picture(120, 110, row), ImageFormat::Png)).await;
+        let answer = server.answer("?detect=false", encoded(&picture(120, 110, row), ImageFormat::Png)).await;
         let face = &answer["faces"][0];
         right += u32::from(face["gender"]["label"] == ["female", "male"][row as usize % 2]);
         error += (face["age"]["years"].as_f64().unwrap() - f64::from(row * 10)).abs();
@@ -74,6 +75,71 @@ fn every_readable_row_counts_with_keypoints_or_without() {
     let (first, _) = report(folder.path(), &["--limit", "4", "--tasks", "gender"]);
     assert_eq!((first.dataset.rows, first.tasks.gender.unwrap().n), (4, 4));
     assert!(first.tasks.age.is_none(), "switched off");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crops_of_the_detector_are_those_of_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut manifest = String::from("path,age\n");
+    // Faces here and there, and nowhere in the last picture.
+    let pictures: Vec<Vec<u8>> = (0..5)
+        .map(|row| {
+            let spots = if row < 4 { vec![Spot::at(2 + row, 3 + row)] } else { Vec::new() };
+            encoded(&faces(picture(320, 320, row), &spots), ImageFormat::Png)
+        })
+        .collect();
+    for (row, bytes) in pictures.iter().enumerate() {
+        fs::write(folder.path().join(format!("{row}.png")), bytes).unwrap();
+        writeln!(manifest, "{row}.png,{}", row * 20).unwrap();
+    }
+    fs::write(folder.path().join("manifest.csv"), manifest).unwrap();
+    let models = ModelsCopy::with_detector();
+    let with_detector = |crop| report(folder.path(), &["--models", models.path(), "--crop", crop]).0;
+    let (detected, square) = (with_detector("detect"), with_detector("square"));
+    assert_eq!((detected.detect, detected.tasks.age.as_ref().unwrap().n), (Geometry::Crop, 5));
+    let without_keypoints = with_detector("keypoints");
+    assert_eq!(without_keypoints.detect, Geometry::Manifest);
+    assert_eq!(without_keypoints.tasks, detected.tasks, "rows without keypoints go through the detector");
+
+    let server = TestServer::start(&[]).await;
+    for (report, query) in [(&detected, "?detect=crop"), (&square, "?detect=false")] {
+        let mut error = 0.0;
+        for (row, bytes) in pictures.iter().enumerate() {
+            let answer = server.answer(query, bytes.clone()).await;
+            error += (answer["faces"][0]["age"]["years"].as_f64().unwrap() - 20.0 * row as f64).abs();
+        }
+        let mae = report.tasks.age.as_ref().unwrap().mae;
+        assert!((mae - error / 5.0).abs() < 0.06, "{query}: {mae} and {}", error / 5.0);
+    }
+    assert_ne!(detected.tasks, square.tasks);
+
+    let alone = ModelsCopy::new();
+    let arguments = ["evaluate", folder.path().to_str().unwrap(), "--models", alone.path(), "--crop", "detect"];
+    let output = program(&arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("there is no detector"));
+}
+
+#[test]
+fn keypoints_of_the_stored_picture_are_turned_with_it() {
+    let mae = |orientation, keypoints: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut manifest = String::from("path,age,reye_x,reye_y,leye_x,leye_y,nose_x,nose_y,mouth_x,mouth_y\n");
+        for row in 0..4 {
+            writeln!(manifest, "{row}.jpg,{},{keypoints}", row * 25).unwrap();
+            fs::write(folder.path().join(format!("{row}.jpg")), stored(picture(120, 110, row), orientation)).unwrap();
+        }
+        fs::write(folder.path().join("manifest.csv"), manifest).unwrap();
+        report(folder.path(), &["--tasks", "age"]).0.tasks.age.unwrap().mae
+    };
+    let straight = mae(1, "30,40,60,46,40,60,38,78");
+    // Mirrored, the eye on the left is the right one again; turned by a quarter, (x, y) is stored as (y, 120 − x).
+    for (orientation, keypoints) in [(2, "60,46,90,40,80,60,82,78"), (6, "40,90,46,60,60,80,78,82")] {
+        let turned = mae(orientation, keypoints);
+        assert!((turned - straight).abs() < 0.5, "orientation {orientation}: {turned} is not {straight}");
+    }
+    let elsewhere = mae(6, "30,40,60,46,40,60,38,78");
+    assert!((elsewhere - straight).abs() > 1.0, "it matters: {elsewhere}");
 }
 
 #[test]

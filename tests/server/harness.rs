@@ -9,7 +9,9 @@ use facewise::config::Settings;
 use facewise::server::{Running, serve};
 use image::{ImageFormat, Rgb, RgbImage};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::onnx::detector;
 
 /// The folder of the shipped models.
 pub(crate) const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
@@ -18,14 +20,22 @@ pub(crate) const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
 pub(crate) struct TestServer {
     running: Running,
     client: Client,
+    _models: Option<ModelsCopy>,
 }
 
 impl TestServer {
-    /// Starts a server with the shipped models on a free port.
+    /// Starts a server on a free port with the shipped attribute network and a detector that finds [`faces`].
     pub(crate) async fn start(flags: &[&str]) -> Self {
-        let defaults = ["--listen", "127.0.0.1:0", "--models", MODELS, "--workers", "1", "--decode-threads", "2"];
+        let models = ModelsCopy::with_detector();
+        let server = Self::start_with(models.path(), flags).await;
+        Self { _models: Some(models), ..server }
+    }
+
+    /// Starts a server on a free port with the models of a folder.
+    pub(crate) async fn start_with(models: &str, flags: &[&str]) -> Self {
+        let defaults = ["--listen", "127.0.0.1:0", "--models", models, "--workers", "1", "--decode-threads", "2"];
         let settings = Settings::from_flags(defaults.iter().chain(flags)).unwrap();
-        Self { running: serve(settings).await.unwrap(), client: client() }
+        Self { running: serve(settings).await.unwrap(), client: client(), _models: None }
     }
 
     pub(crate) fn address(&self) -> std::net::SocketAddr {
@@ -81,11 +91,49 @@ pub(crate) async fn problem(response: Response) -> (u16, String, String) {
     (status.as_u16(), word("code"), word("detail"))
 }
 
-/// A picture that is not the same everywhere, nor the same for two seeds.
+/// A picture that is not the same everywhere, nor the same for two seeds. It is too green for a face.
 pub(crate) fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
-        Rgb([(x * 3 + seed * 40) as u8, (y * 2 + seed * 7) as u8, (x * y / 16 + seed) as u8])
+        Rgb([(x * 3 + seed * 40) as u8, 128 | (y * 2 + seed * 7) as u8, (x * y / 16 + seed) as u8])
     })
+}
+
+/// A face for the detector of these tests ([`crate::onnx::detector`]) at its usual size: a magenta cell of the ten by ten into
+/// which it divides the square around a picture.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot {
+    pub(crate) column: u32,
+    pub(crate) row: u32,
+    /// From 0 to 64; more is less certain.
+    pub(crate) green: u8,
+}
+
+impl Spot {
+    pub(crate) const fn at(column: u32, row: u32) -> Self {
+        Self { column, row, green: 0 }
+    }
+
+    /// The box that the detector puts around it in a picture of this size: left, top, width, height.
+    pub(crate) fn area(self, width: u32, height: u32) -> [f64; 4] {
+        let side = f64::from(width.max(height));
+        let edge = |index: u32, length: u32| (f64::from(index) - 0.5) * side / 10.0 + (f64::from(length) - side) / 2.0;
+        [edge(self.column, width), edge(self.row, height), side / 5.0, side / 5.0]
+    }
+}
+
+/// Paints faces into a picture.
+pub(crate) fn faces(mut picture: RgbImage, spots: &[Spot]) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    for (x, y, pixel) in picture.enumerate_pixels_mut() {
+        for spot in spots {
+            let [left, top, side, _] = spot.area(width, height);
+            let within = |at: u32, low: f64| (0.25..0.75).contains(&((f64::from(at) + 0.5 - low) / side));
+            if within(x, left) && within(y, top) {
+                *pixel = Rgb([255, spot.green, 255]);
+            }
+        }
+    }
+    picture
 }
 
 pub(crate) fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
@@ -94,9 +142,9 @@ pub(crate) fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A small JPEG.
+/// A small JPEG of one face.
 pub(crate) fn jpeg(seed: u32) -> Vec<u8> {
-    encoded(&picture(120, 90, seed), ImageFormat::Jpeg)
+    encoded(&faces(picture(120, 90, seed), &[Spot::at(4, 5)]), ImageFormat::Jpeg)
 }
 
 /// A JPEG whose header announces another size than the data has.
@@ -135,11 +183,34 @@ impl ModelsCopy {
         copy
     }
 
+    /// With the detector of these tests beside it.
+    pub(crate) fn with_detector() -> Self {
+        let copy = Self::new();
+        copy.write_detector("facewise", "pixels", 320, &detector());
+        copy
+    }
+
+    /// Puts a detector into the folder, in the place of the last one. Colours are those of its decoder's networks.
+    pub(crate) fn write_detector(&self, decoder: &str, input: &str, size: u32, network: &[u8]) {
+        let folder = self.root.path().join("face-detector/1");
+        let (colour, mean, sd) = match decoder {
+            "yunet" => ("bgr", [0.0; 3], [1.0 / 255.0; 3]),
+            _ => ("rgb", [0.5; 3], [0.5; 3]),
+        };
+        let manifest = json!({
+            "schema": 1, "name": "face-detector", "version": "1", "kind": "detector", "decoder": decoder,
+            "input": {"name": input, "size": size, "colour": colour, "mean": mean, "sd": sd},
+        });
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("model.onnx"), network).unwrap();
+        fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+    }
+
     pub(crate) fn path(&self) -> &str {
         self.root.path().to_str().unwrap()
     }
 
-    /// The folder of the only version.
+    /// The folder of the attribute network's only version.
     pub(crate) fn version(&self) -> PathBuf {
         self.root.path().join("face-attributes/1")
     }

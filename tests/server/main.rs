@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod cli;
+mod detect;
 mod engine;
 mod evaluate;
 mod harness;
+mod onnx;
 mod operations;
 mod predict;
 mod shutdown;

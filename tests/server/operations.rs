@@ -53,9 +53,13 @@ async fn models_are_listed() {
     let list: Value = server.get("/v1/models").send().await.unwrap().json().await.unwrap();
     let one: Value = server.get("/v1/models/face-attributes").send().await.unwrap().json().await.unwrap();
     assert!(list["models"].as_array().unwrap().contains(&one));
-    assert_eq!(one["default"], true);
+    assert_eq!((&one["default"], &one["kind"]), (&json!(true), &json!("attributes")));
     assert_eq!(one["tasks"], json!(["age", "gender", "smile", "emotion"]));
     assert_eq!(one["sha256"].as_str().unwrap().len(), 64);
+    let detector: Value = server.get("/v1/models/face-detector").send().await.unwrap().json().await.unwrap();
+    assert!(list["models"].as_array().unwrap().contains(&detector));
+    assert_eq!((&detector["default"], &detector["kind"]), (&json!(true), &json!("detector")));
+    assert_eq!((&detector["tasks"], &detector["input_size"]), (&json!([]), &json!(320)));
     let (status, code, _) = problem(server.get("/v1/models/nobody").send().await.unwrap()).await;
     assert_eq!((status, code.as_str()), (404, "not_found"));
 }
@@ -86,11 +90,13 @@ async fn a_scrape_counts_what_happened_under_the_names_of_the_contract() {
         ("facewise_images_total", 3.0),
         ("facewise_faces_total", 3.0),
         (r#"facewise_stage_duration_seconds_count{stage="decode"}"#, 3.0),
+        (r#"facewise_stage_duration_seconds_count{stage="detect"}"#, 3.0),
         (r#"facewise_stage_duration_seconds_count{stage="align"}"#, 3.0),
         (r#"facewise_stage_duration_seconds_count{stage="queue"}"#, 3.0),
         (r#"facewise_stage_duration_seconds_count{stage="inference"}"#, 3.0),
         (r#"facewise_inferences_total{model="face-attributes""#, 3.0),
         (r#"facewise_executions_total{model="face-attributes""#, 3.0),
+        (r#"facewise_inferences_total{model="face-detector""#, 3.0),
         (r#"facewise_batch_size_count{model="face-attributes"}"#, 3.0),
         (r#"facewise_queue_depth{model="face-attributes"}"#, 0.0),
         ("facewise_predicted_age_years_count", 3.0),

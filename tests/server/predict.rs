@@ -6,7 +6,7 @@ use image::ImageFormat;
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
-use crate::harness::{TestServer, encoded, jpeg, picture};
+use crate::harness::{Spot, TestServer, encoded, faces, jpeg, picture};
 
 /// The value with its numbers and free words replaced by their kind, and lists by their length.
 fn shape(value: &Value) -> Value {
@@ -24,7 +24,7 @@ fn shape(value: &Value) -> Value {
 #[tokio::test]
 async fn an_answer_has_the_shape_of_the_contract() {
     let server = TestServer::start(&[]).await;
-    let answer = server.answer("?distributions=true", jpeg(3)).await;
+    let answer = server.answer("?distributions=true&landmarks=true", jpeg(3)).await;
     insta::assert_json_snapshot!(shape(&answer), @r#"
     {
       "faces": [
@@ -64,6 +64,12 @@ async fn an_answer_has_the_shape_of_the_contract() {
             },
             "probability": "number"
           },
+          "landmarks": {
+            "left_eye": "2 numbers",
+            "mouth": "2 numbers",
+            "nose": "2 numbers",
+            "right_eye": "2 numbers"
+          },
           "smile": {
             "label": "word",
             "probabilities": {
@@ -82,6 +88,7 @@ async fn an_answer_has_the_shape_of_the_contract() {
       "model": "word",
       "timings": {
         "decode_ms": "number",
+        "detect_ms": "number",
         "inference_ms": "number",
         "queue_ms": "number",
         "total_ms": "number"
@@ -92,8 +99,7 @@ async fn an_answer_has_the_shape_of_the_contract() {
 
     let faces = answer["faces"].as_array().unwrap();
     assert_eq!(answer["image"], json!({"width": 120, "height": 90}));
-    assert_eq!(faces[0]["box"], json!({"x": 15.0, "y": 0.0, "width": 90.0, "height": 90.0}), "the centred square");
-    assert_eq!(faces[0]["confidence"], 1.0);
+    assert_eq!(faces[0]["box"], json!({"x": 42.0, "y": 39.0, "width": 24.0, "height": 24.0}));
     assert_eq!((answer["model"].as_str(), answer["version"].is_string()), (Some("face-attributes"), true));
 }
 
@@ -122,7 +128,7 @@ async fn numbers_of_an_answer_agree_with_each_other() {
 #[tokio::test]
 async fn the_ways_to_send_a_picture_give_the_same_answer() {
     let server = TestServer::start(&[]).await;
-    let picture = encoded(&picture(90, 140, 5), ImageFormat::Png);
+    let picture = encoded(&faces(picture(90, 140, 5), &[Spot::at(5, 6)]), ImageFormat::Png);
     let base64 = BASE64_STANDARD.encode(&picture);
     let raw = |kind: &str| server.post("/v1/predict").header("content-type", kind).body(picture.clone());
     let form = |part: &'static str| {

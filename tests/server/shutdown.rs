@@ -8,18 +8,21 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::Value;
 
-use crate::harness::{client, jpeg, program};
+use crate::harness::{ModelsCopy, client, jpeg, program};
 
 /// The program serving, with the lines of its log.
 struct Server {
     child: Child,
     log: Receiver<Value>,
     address: String,
+    _models: ModelsCopy,
 }
 
 fn start() -> Server {
+    let models = ModelsCopy::with_detector();
     let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--log-level", "warn,facewise=debug"];
-    let mut child = program(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        program(&[&arguments[..], &["--models", models.path()][..]].concat()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let (send, log) = channel();
     std::thread::spawn(move || {
@@ -33,7 +36,7 @@ fn start() -> Server {
     });
     let listening = log.iter().find(|event| event["message"] == "listening").expect("the server starts");
     let address = listening["address"].as_str().unwrap().to_owned();
-    Server { child, log, address }
+    Server { child, log, address, _models: models }
 }
 
 fn terminate(child: &Child) {
@@ -43,7 +46,7 @@ fn terminate(child: &Child) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_no_admitted_request() {
-    let Server { mut child, log, address } = start();
+    let Server { mut child, log, address, _models } = start();
     let url = format!("http://{address}/v1/predict");
     let answered = Arc::new(AtomicU64::new(0));
     let clients: Vec<_> = (0..48)
@@ -85,7 +88,7 @@ async fn sigterm_under_load_loses_no_admitted_request() {
 #[test]
 fn an_idle_server_stops_at_once_on_either_signal() {
     for signal in ["-TERM", "-INT"] {
-        let Server { mut child, log: _log, address } = start();
+        let Server { mut child, log: _log, address, _models } = start();
         // A connection that is kept open does not hold the server up.
         let mut idle = std::net::TcpStream::connect(&address).unwrap();
         std::io::Write::write_all(&mut idle, b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();

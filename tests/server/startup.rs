@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::process::{Command, Output};
 
 use crate::harness::{ModelsCopy, program};
+use crate::onnx::{network_with_weights_in, yunet};
 
 /// Runs `facewise serve` without a log, so that standard error holds only what people are told.
 fn serve(flags: &[&str]) -> Command {
@@ -91,6 +92,27 @@ fn there_is_no_model() {
 }
 
 #[test]
+fn the_detector_is_not_there() {
+    let models = ModelsCopy::with_detector();
+    let start = |flags: &[&str]| serve(&[&["--models", models.path()][..], flags].concat());
+    fails(start(&["--detector", "nobody"]), 1, &["no detector 'nobody' among ['face-detector']", "--detector"]);
+    fails(start(&["--detector", "face-attributes"]), 1, &["no detector 'face-attributes'"]);
+    fails(start(&["--model", "face-detector"]), 1, &["no model 'face-detector' among 'face-attributes'"]);
+    fs::remove_dir_all(models.version()).unwrap();
+    fails(start(&[]), 1, &[models.path(), "only detectors"]);
+}
+
+#[test]
+fn the_detector_reads_another_size_only() {
+    let models = ModelsCopy::with_detector();
+    models.write_detector("yunet", "input", 320, &yunet(320));
+    let start = |size| serve(&["--models", models.path(), "--detector-size", size]);
+    fails(start("640"), 1, &["320 × 320 pixels and no others, but 640 × 640", "--detector-size"]);
+    models.write_detector("facewise", "input", 320, &yunet(320));
+    fails(start("320"), 1, &["the output 'stride_8', but the network's are 'cls_8'"]);
+}
+
+#[test]
 fn the_network_is_broken() {
     let models = ModelsCopy::new();
     let path = models.version().join("model.onnx");
@@ -116,36 +138,6 @@ fn the_manifest_does_not_fit_the_network() {
     fs::write(&path, &whole).unwrap();
     fs::rename(models.version(), models.version().with_file_name("2")).unwrap();
     fails(start(), 1, &["is of model 'face-attributes/1', but its folder says 'face-attributes/2'"]);
-}
-
-/// A protobuf field with a length: tags of ONNX's messages are below 16.
-fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
-    assert!(bytes.len() < 1 << 14);
-    [&[tag << 3 | 2, bytes.len() as u8 | 0x80, (bytes.len() >> 7) as u8], bytes].concat()
-}
-
-fn number(tag: u8, value: u8) -> Vec<u8> {
-    vec![tag << 3, value]
-}
-
-/// `age = pixels + w`, whose weights lie in another file: an ONNX network without a manifest inside.
-fn network_with_weights_in(location: &str) -> Vec<u8> {
-    let entry = |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
-    let weights = [number(1, 4), number(2, 1), field(8, b"w"), entry("location", location), number(14, 1)].concat();
-    let node = [field(1, b"pixels"), field(1, b"w"), field(2, b"age"), field(4, b"Add")].concat();
-    let dimensions = [field(1, &field(2, b"batch")), field(1, &number(1, 4))].concat();
-    let tensor = |name: &[u8]| {
-        let tensor_type = [number(1, 1), field(2, &dimensions)].concat();
-        [field(1, name), field(2, &field(1, &tensor_type))].concat()
-    };
-    let graph = [
-        field(1, &node),
-        field(2, b"graph"),
-        field(5, &weights),
-        field(11, &tensor(b"pixels")),
-        field(12, &tensor(b"age")),
-    ];
-    [number(1, 8), field(7, &graph.concat()), field(8, &number(2, 18))].concat()
 }
 
 #[test]

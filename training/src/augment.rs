@@ -20,19 +20,23 @@ pub fn augmented(sample: &Sample, size: u32, config: &AugmentationConfig, random
     let place = jitter(config, random).then(&place);
     let mut picture = if random.random::<f32>() < config.blur {
         let coarse = ((size as f32 * random.random_range(0.3..0.8)) as u32).max(8);
-        let small = crop::crop(&sample.picture, &place, coarse);
-        crop::crop(&small, &Similarity::onto_square(0.0, 0.0, coarse as f32), size)
+        enlarged(&crop::crop(&sample.picture, &place, coarse), size)
     } else {
         crop::crop(&sample.picture, &place, size)
     };
     if random.random() {
         image::imageops::flip_horizontal_in_place(&mut picture);
     }
-    recolour(&mut picture, config, random);
+    recolour(&mut picture, config.colour, config.gray, random);
     if random.random::<f32>() < config.erase {
         erase(&mut picture, random);
     }
     picture
+}
+
+/// A square picture resampled to another size.
+pub fn enlarged(square: &RgbImage, size: u32) -> RgbImage {
+    crop::crop(square, &Similarity::onto_square(0.0, 0.0, square.width() as f32), size)
 }
 
 /// A small rotation, scaling and shift of the unit square about its centre.
@@ -48,12 +52,11 @@ fn jitter(config: &AugmentationConfig, random: &mut impl Rng) -> Similarity {
     })
 }
 
-/// Brightness, contrast and saturation by random factors, or gray altogether.
-fn recolour(picture: &mut RgbImage, config: &AugmentationConfig, random: &mut impl Rng) {
-    let mut factor =
-        || if config.colour > 0.0 { 1.0 + random.random_range(-config.colour..config.colour) } else { 1.0 };
+/// Brightness, contrast and saturation by random factors at most `colour` away from 1, or gray altogether with the probability `gray`.
+pub fn recolour(picture: &mut RgbImage, colour: f32, gray: f32, random: &mut impl Rng) {
+    let mut factor = || if colour > 0.0 { 1.0 + random.random_range(-colour..colour) } else { 1.0 };
     let (brightness, contrast, saturation) = (factor(), factor(), factor());
-    let saturation = if random.random::<f32>() < config.gray { 0.0 } else { saturation };
+    let saturation = if random.random::<f32>() < gray { 0.0 } else { saturation };
     for pixel in picture.as_mut().chunks_exact_mut(3) {
         // Luma of ITU-R BT.601.
         let gray = 0.299 * f32::from(pixel[0]) + 0.587 * f32::from(pixel[1]) + 0.114 * f32::from(pixel[2]);

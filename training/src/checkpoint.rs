@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor, no_grad};
 
@@ -89,6 +89,23 @@ pub fn save_half(path: &Path, variables: &VarStore) -> Result<()> {
 /// When the file is missing, broken, or of another network.
 pub fn load_weights(path: &Path, variables: &VarStore) -> Result<()> {
     fill(sorted(variables).into_iter(), &read(path)?).with_context(|| format!("in {}", path.display()))
+}
+
+/// Starts from the weights of another run, which may be of a shallower network: variables that the file lacks keep their values. Returns
+/// how many those are. New residual blocks begin as the identity, so a network that got deeper computes what the shallower one did.
+///
+/// # Errors
+/// When the file is missing or broken, or holds a variable that the network has not, or has in another shape.
+pub fn start_from(path: &Path, variables: &VarStore) -> Result<usize> {
+    let found = read(path)?;
+    let (known, new): (Vec<_>, Vec<_>) = sorted(variables).into_iter().partition(|(name, _)| found.contains_key(name));
+    let describe = || format!("in {}", path.display());
+    if known.len() < found.len() {
+        let stranger = found.keys().filter(|name| !known.iter().any(|(known, _)| known == *name)).min();
+        bail!("{}: the network has no `{}`", describe(), stranger.map_or("", String::as_str));
+    }
+    fill(known.into_iter(), &found).with_context(describe)?;
+    Ok(new.len())
 }
 
 fn named(prefix: &str, variables: &VarStore) -> Vec<(String, Tensor)> {

@@ -170,20 +170,31 @@ impl Config {
 
     /// Epochs of all stages.
     pub fn epochs(&self) -> u32 {
-        self.stages.iter().map(|stage| stage.epochs).sum()
+        epochs(&self.stages)
     }
 
     /// Side of the input in an epoch, counted from 0.
     pub fn size_in(&self, epoch: u32) -> u32 {
-        let mut first = 0;
-        for stage in &self.stages {
-            first += stage.epochs;
-            if epoch < first {
-                return stage.size;
-            }
-        }
-        self.size()
+        size_in(&self.stages, epoch)
     }
+}
+
+/// Epochs of all stages.
+pub fn epochs(stages: &[Stage]) -> u32 {
+    stages.iter().map(|stage| stage.epochs).sum()
+}
+
+/// Side of the input in an epoch, counted from 0; after the last stage that of the last.
+///
+/// # Panics
+/// Without stages.
+pub fn size_in(stages: &[Stage], epoch: u32) -> u32 {
+    let mut first = 0;
+    let current = stages.iter().find(|stage| {
+        first += stage.epochs;
+        epoch < first
+    });
+    current.unwrap_or(&stages[stages.len() - 1]).size
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! The way of a network: sets ([`data`]) become samples ([`sample`]), varied crops ([`augment`]) and batches ([`loader`]);
 //! a layer graph ([`graph`], built by [`architectures`]) is run by libtorch ([`network`]) and learns ([`loss`], [`optimiser`],
-//! [`train`]); what came out is scored ([`validate`]) and written for serving ([`onnx`], [`model`]).
+//! [`lesson`], [`train`]); what came out is scored ([`validate`]) and written for serving ([`onnx`], [`model`]). The face [`detector`] goes
+//! the same way with data, loss and scores of its own.
 
 pub mod architectures;
 pub mod augment;
@@ -10,7 +11,9 @@ pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod detector;
 pub mod graph;
+pub mod lesson;
 pub mod loader;
 pub mod loss;
 pub mod model;

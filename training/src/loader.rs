@@ -1,5 +1,6 @@
 //! Batches: a fixed order for every seed and epoch, made by threads beside the one that trains.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
@@ -13,28 +14,42 @@ use crate::augment;
 use crate::config::AugmentationConfig;
 use crate::sample::{Labels, Sample};
 
-/// Crops and labels of one step.
+/// Square pictures and labels of one step.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Batch {
-    /// Side of the crops in pixels.
+pub struct Batch<L = Labels> {
+    /// Side of the pictures in pixels.
     pub size: u32,
     /// Bytes `[n, size, size, 3]`.
     pub pixels: Vec<u8>,
-    /// Labels of the `n` samples.
-    pub labels: Vec<Labels>,
+    /// Labels of the `n` pictures.
+    pub labels: Vec<L>,
 }
 
-impl Batch {
-    /// An empty batch of crops of one size.
+impl<L> Batch<L> {
+    /// An empty batch of pictures of one size.
     pub fn new(size: u32, capacity: usize) -> Self {
         let bytes = capacity * 3 * (size * size) as usize;
         Self { size, pixels: Vec::with_capacity(bytes), labels: Vec::with_capacity(capacity) }
     }
 
-    /// Adds a crop.
-    pub fn push(&mut self, crop: &RgbImage, labels: Labels) {
-        self.pixels.extend_from_slice(crop.as_raw());
+    /// Adds a picture of that size.
+    pub fn push(&mut self, picture: &RgbImage, labels: L) {
+        self.pixels.extend_from_slice(picture.as_raw());
         self.labels.push(labels);
+    }
+}
+
+impl Batch<()> {
+    /// Pictures of one size without labels.
+    ///
+    /// # Panics
+    /// Without pictures.
+    pub fn unlabelled(pictures: &[&RgbImage]) -> Self {
+        let mut batch = Self::new(pictures[0].width(), pictures.len());
+        for picture in pictures {
+            batch.push(picture, ());
+        }
+        batch
     }
 }
 
@@ -44,7 +59,7 @@ pub struct Mix {
     /// The samples of all sets.
     pub samples: Vec<Sample>,
     /// Per set: the range of its samples and its passes an epoch.
-    pub sets: Vec<(std::ops::Range<usize>, f64)>,
+    pub sets: Vec<(Range<usize>, f64)>,
 }
 
 impl Mix {
@@ -97,25 +112,9 @@ pub struct Epoch {
 impl Epoch {
     /// Makes the epoch's batches on `threads` threads, a few ahead of their use; the order does not depend on the threads.
     pub fn batches(self, mix: &Arc<Mix>, threads: usize) -> impl Iterator<Item = Batch> + use<> {
-        let order = Arc::new(mix.order(self.seed, self.number));
-        let count = order.len() / self.batch;
-        let skip = self.skip;
-        let receivers: Vec<Receiver<Batch>> = (0..threads)
-            .map(|thread| {
-                // Two ahead per thread: enough to hide the jitter, little memory.
-                let (sender, receiver) = sync_channel(2);
-                let (mix, order, epoch) = (Arc::clone(mix), Arc::clone(&order), self.clone());
-                thread::spawn(move || {
-                    for index in (skip..count).skip(thread).step_by(threads) {
-                        if sender.send(epoch.batch(&mix, &order, index)).is_err() {
-                            return;
-                        }
-                    }
-                });
-                receiver
-            })
-            .collect();
-        (0..count.saturating_sub(skip)).map_while(move |index| receivers[index % receivers.len()].recv().ok())
+        let order = mix.order(self.seed, self.number);
+        let (mix, count) = (Arc::clone(mix), order.len() / self.batch);
+        ahead(self.skip..count, threads, move |index| self.batch(&mix, &order, index))
     }
 
     fn batch(&self, mix: &Mix, order: &[usize], index: usize) -> Batch {
@@ -130,6 +129,31 @@ impl Epoch {
         }
         batch
     }
+}
+
+/// Makes an item for each index on `threads` threads, a few ahead of their use, and gives them in order.
+pub fn ahead<T: Send + 'static>(
+    indices: Range<usize>,
+    threads: usize,
+    make: impl Fn(usize) -> T + Send + Sync + 'static,
+) -> impl Iterator<Item = T> {
+    let make = Arc::new(make);
+    let receivers: Vec<Receiver<T>> = (0..threads)
+        .map(|thread| {
+            // Two ahead per thread: enough to hide the jitter, little memory.
+            let (sender, receiver) = sync_channel(2);
+            let (make, indices) = (Arc::clone(&make), indices.clone());
+            thread::spawn(move || {
+                for index in indices.skip(thread).step_by(threads) {
+                    if sender.send(make(index)).is_err() {
+                        return;
+                    }
+                }
+            });
+            receiver
+        })
+        .collect();
+    (0..indices.len()).map_while(move |index| receivers[index % receivers.len()].recv().ok())
 }
 
 /// Random pictures without labels, for measuring the speed of the network alone.

@@ -1,4 +1,6 @@
-//! Command line of the training crate: pack, train, export, record, bench.
+//! Command line of the training crate: pack, train, export, record, bench, and the same for the detector.
+
+mod detector_command;
 
 use std::env;
 use std::fs;
@@ -14,8 +16,10 @@ use facewise_training::config::{Config, Stage};
 use facewise_training::data::{self, Source};
 use facewise_training::model::{self, Identity};
 use facewise_training::network::Precision;
-use facewise_training::{bench, train};
+use facewise_training::{bench, lesson, train};
 use tch::Device;
+
+use crate::detector_command::DetectorCommand;
 
 #[derive(Parser)]
 #[command(version, about = "Trains the networks that facewise serves, and writes them as ONNX")]
@@ -26,6 +30,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The face detector: train, look at its scenes, export, evaluate
+    #[command(subcommand)]
+    Detector(DetectorCommand),
     /// Train a network
     Train {
         #[arg(long)]
@@ -38,7 +45,7 @@ enum Command {
         /// Continue the run from its checkpoint
         #[arg(long)]
         resume: bool,
-        /// Start from these weights of the same network, as `export --weights` writes them
+        /// Start from these weights of the same network or one with fewer blocks, as `export --weights` writes them
         #[arg(long, conflicts_with = "resume")]
         init: Option<PathBuf>,
         #[command(flatten)]
@@ -193,12 +200,13 @@ fn keep_memory() -> Result<()> {
 fn main() -> Result<()> {
     keep_memory()?;
     match Cli::parse().command {
+        Command::Detector(command) => detector_command::run(command)?,
         Command::Train { config, source, run, resume, init, compute } => {
             let config = Config::read(&config)?;
             let (device, precision) = compute.prepare()?;
             let (mix, validation) = source.source()?.load(&config)?;
             eprintln!("{} samples an epoch, {} held out", mix.epoch_len(), validation.len());
-            let options = train::Options { run, resume, init, device, precision };
+            let options = lesson::Options { run, resume, init, device, precision };
             let figures = train::train(&config, mix, &validation, &options)?;
             println!("{}", serde_json::to_string_pretty(&figures)?);
         }
@@ -209,7 +217,7 @@ fn main() -> Result<()> {
             })?;
         }
         Command::Export { run, source, models, name, model_version, description, weights } => {
-            let config = Config::read(&run.join(train::CONFIG))?;
+            let config = Config::read(&run.join(lesson::CONFIG))?;
             let samples = source.source()?.validation(&config)?;
             let identity = Identity { name, version: model_version, description };
             let (path, parity) = model::write(&run, &models, identity, &samples, weights.as_deref())?;

@@ -19,11 +19,11 @@ use crate::architectures::residual::residual;
 use crate::checkpoint;
 use crate::config::Config;
 use crate::graph::Graph;
+use crate::lesson;
 use crate::network::Network;
 use crate::onnx::parity::{self, Parity};
 use crate::onnx::{export, metadata};
 use crate::sample::Sample;
-use crate::train;
 use crate::validate;
 
 /// Largest difference allowed between a logit of libtorch and of ONNX Runtime.
@@ -55,11 +55,11 @@ pub fn write(
     weights: Option<&Path>,
 ) -> Result<(PathBuf, Parity)> {
     ensure!(samples.len() >= PARITY_PICTURES, "parity needs {PARITY_PICTURES} crops, there are {}", samples.len());
-    let config = Config::read(&run.join(train::CONFIG))?;
+    let config = Config::read(&run.join(lesson::CONFIG))?;
     let graph = residual(&config.network)?;
     let variables = VarStore::new(Device::Cpu);
     let network = Network::new(&variables.root(), &graph);
-    checkpoint::load_weights(&run.join(train::WEIGHTS), &variables).context("is the run complete?")?;
+    checkpoint::load_weights(&run.join(lesson::WEIGHTS), &variables).context("is the run complete?")?;
     // The file kept for training on and the ONNX file hold the same numbers.
     checkpoint::round_to_half(&variables);
     if let Some(path) = weights {
@@ -134,6 +134,7 @@ fn measurement(report: &Report) -> Measurement {
         crop: match report.detect {
             Geometry::Manifest => "keypoints",
             Geometry::Square => "square",
+            Geometry::Crop => "detector",
         }
         .to_owned(),
         n,
@@ -161,9 +162,11 @@ fn manifest(config: &Config, graph: &Graph, identity: Identity) -> Result<Manife
             colour: Colour::Rgb,
             mean: validate::NORMALISATION.0,
             sd: validate::NORMALISATION.1,
-            template: Template::FACE,
+            template: Some(Template::FACE),
         },
         heads: heads.into(),
+        decoder: None,
+        outputs: Vec::new(),
         provenance: Provenance {
             commit: commit(),
             data: config.data.iter().map(|data| format!("{} ({})", data.set, data.filter)).collect(),
@@ -180,7 +183,7 @@ fn manifest(config: &Config, graph: &Graph, identity: Identity) -> Result<Manife
 }
 
 /// The commit that this was built from, as far as git can tell.
-fn commit() -> String {
+pub(crate) fn commit() -> String {
     let output = Command::new("git").args(["rev-parse", "HEAD"]).output();
     output
         .ok()

@@ -19,7 +19,7 @@ const BATCH: usize = 256;
 pub const NORMALISATION: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
 
 /// The pixels of a batch as the network reads them: fp32 `[n, 3, size, size]`, normalised as [`NORMALISATION`] says.
-pub fn pixels(batch: &Batch, device: Device) -> Tensor {
+pub fn pixels<L>(batch: &Batch<L>, device: Device) -> Tensor {
     let size = i64::from(batch.size);
     // The bytes are already channels last; the permuted view keeps that layout through the conversion.
     let bytes = Tensor::from_slice(&batch.pixels).view([-1, size, size, 3]).permute([0, 3, 1, 2]);

@@ -1,6 +1,8 @@
 //! Every layer of a graph, and whole networks, give the same numbers in libtorch and, exported, in ONNX Runtime.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
@@ -16,6 +18,8 @@ use prost::Message;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
+
+use crate::common::random;
 
 /// Each layer at least once, in the combinations that the writer treats apart.
 fn every_layer() -> Graph {
@@ -55,33 +59,6 @@ fn every_layer() -> Graph {
     // A map, a dropout and one value under two names are outputs too.
     b.finish([("smile", head), ("weights", weights), ("again", weights), ("map", small), ("features", dropped)])
         .unwrap()
-}
-
-/// A network whose variables are all random, running statistics included.
-fn random(graph: &Graph) -> (VarStore, Network) {
-    // Tests run beside each other; threads that wait for threads would only slow them down.
-    tch::set_num_threads(1);
-    tch::manual_seed(11);
-    let store = VarStore::new(Device::Cpu);
-    let network = Network::new(&store.root(), graph);
-    // In the order of the names, for the same numbers in each run.
-    let mut variables: Vec<(String, Tensor)> = store.variables().into_iter().collect();
-    variables.sort_by(|a, b| a.0.cmp(&b.0));
-    tch::no_grad(|| {
-        for (name, mut variable) in variables {
-            let noise = variable.randn_like();
-            let value = if name.ends_with("running_var") || (variable.dim() == 1 && name.ends_with("weight")) {
-                noise.abs() + 0.5
-            } else if variable.dim() == 1 {
-                noise * 0.3
-            } else {
-                let fan_in = variable.numel() as f64 / variable.size()[0] as f64;
-                noise / fan_in.sqrt()
-            };
-            variable.copy_(&value);
-        }
-    });
-    (store, network)
 }
 
 struct Exported {
@@ -200,7 +177,7 @@ fn the_manifest_can_be_replaced_in_a_model_that_still_runs() {
 fn what_cannot_be_exported_is_said() {
     let graph = residual(&ResidualConfig::default()).unwrap();
     let (store, _network) = random(&graph);
-    let write = |variables: &HashMap<String, Tensor>, size, heads: &[&str]| {
+    let write = |variables: &HashMap<String, Tensor>, size: usize, heads: &[&str]| {
         export::write(&graph, variables, size, heads, "{}").unwrap_err()
     };
     let with = |name: &str, value: Tensor| {

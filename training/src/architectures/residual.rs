@@ -80,7 +80,14 @@ pub fn residual(config: &ResidualConfig) -> Result<Graph, GraphError> {
 }
 
 /// relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)); the shortcut is a 1×1 convolution where the shape changes.
-fn basic_block(b: &mut GraphBuilder, name: &str, x: NodeId, inputs: usize, outputs: usize, stride: usize) -> NodeId {
+pub(super) fn basic_block(
+    b: &mut GraphBuilder,
+    name: &str,
+    x: NodeId,
+    inputs: usize,
+    outputs: usize,
+    stride: usize,
+) -> NodeId {
     let y = b.conv2d(format!("{name}.conv1"), x, Conv2d::new(inputs, outputs, 3).stride(stride));
     let y = b.batch_norm(format!("{name}.bn1"), y, BatchNorm::new(outputs));
     let y = b.relu(y);

@@ -22,6 +22,21 @@ const OPSET: i64 = 18;
 /// Version of the file format that came with opset 18.
 const IR_VERSION: i64 = 8;
 
+/// Sides of the pictures that a file takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sides {
+    /// This one.
+    Fixed(usize),
+    /// Any that the network can take, height and width apart; shapes are checked for this one.
+    Dynamic(usize),
+}
+
+impl From<usize> for Sides {
+    fn from(side: usize) -> Self {
+        Self::Fixed(side)
+    }
+}
+
 /// Name of the tensor that holds a head's logits; its probabilities have the head's own name.
 pub fn logits_name(head: &str) -> String {
     format!("{head}_logits")
@@ -62,7 +77,7 @@ pub enum ExportError {
     },
 }
 
-/// The network as an ONNX model for pictures of `size × size` and batches of any length; equal arguments give equal bytes.
+/// The network as an ONNX model for pictures with these sides and batches of any length; equal arguments give equal bytes.
 ///
 /// `variables` are those of a [`tch::nn::VarStore`], by name, in any number format and layout. Outputs named in `heads` are logits: they
 /// are written as `<head>_logits`, with their softmax as `<head>`; other outputs keep their names. `manifest` is the JSON to embed.
@@ -73,10 +88,12 @@ pub enum ExportError {
 pub fn write<S: AsRef<str>>(
     graph: &Graph,
     variables: &HashMap<String, Tensor>,
-    size: usize,
+    sides: impl Into<Sides>,
     heads: &[S],
     manifest: &str,
 ) -> Result<ModelProto, ExportError> {
+    let sides = sides.into();
+    let (Sides::Fixed(size) | Sides::Dynamic(size)) = sides;
     let shapes = graph.shapes(size)?;
     let is_head = |name: &str| heads.iter().any(|head| head.as_ref() == name);
     for head in heads {
@@ -93,7 +110,7 @@ pub fn write<S: AsRef<str>>(
             writer.push(node.name.clone(), operator, value);
         }
     }
-    let outputs = writer.outputs(is_head);
+    let outputs = writer.outputs(sides, is_head);
 
     Ok(ModelProto {
         ir_version: IR_VERSION,
@@ -103,7 +120,7 @@ pub fn write<S: AsRef<str>>(
             name: "network".to_owned(),
             node: writer.nodes,
             initializer: writer.constants,
-            input: vec![value_info(INPUT, input)],
+            input: vec![value_info(INPUT, input, sides)],
             output: outputs,
         }),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
@@ -276,7 +293,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The network's outputs, each head as logits and probabilities.
-    fn outputs(&mut self, is_head: impl Fn(&str) -> bool) -> Vec<ValueInfoProto> {
+    fn outputs(&mut self, sides: Sides, is_head: impl Fn(&str) -> bool) -> Vec<ValueInfoProto> {
         let mut outputs = Vec::new();
         for output in self.graph.outputs() {
             let (index, head) = (output.node.index(), is_head(&output.name));
@@ -286,11 +303,11 @@ impl<'a> Writer<'a> {
             if value != name {
                 self.push(name.clone(), Operator::new("Identity", vec![value], vec![]), name.clone());
             }
-            outputs.push(value_info(&name, shape));
+            outputs.push(value_info(&name, shape, sides));
             if head {
                 let softmax = Operator::new("Softmax", vec![name], vec![int("axis", 1)]);
                 self.push(output.name.clone(), softmax, output.name.clone());
-                outputs.push(value_info(&output.name, shape));
+                outputs.push(value_info(&output.name, shape, sides));
             }
         }
         outputs
@@ -360,13 +377,19 @@ fn tensor_name(output: &str, head: bool) -> String {
     if head { logits_name(output) } else { output.to_owned() }
 }
 
-fn value_info(name: &str, shape: Shape) -> ValueInfoProto {
-    let sizes = match shape {
-        Shape::Map { channels, height, width } => vec![channels, height, width],
-        Shape::Vector(features) => vec![features],
+fn value_info(name: &str, shape: Shape, sides: Sides) -> ValueInfoProto {
+    let known = |n: usize| Dimension::Value(n as i64);
+    // A dimension that follows the input is named after its share of it.
+    let side = |axis: &str, n: usize| match sides {
+        Sides::Fixed(_) => known(n),
+        Sides::Dynamic(size) if size == n => Dimension::Param(axis.to_owned()),
+        Sides::Dynamic(size) => Dimension::Param(format!("{axis}/{}", size / n.max(1))),
     };
-    let batch = Dimension::Param("batch".to_owned());
-    let dimensions = std::iter::once(batch).chain(sizes.into_iter().map(|n| Dimension::Value(n as i64)));
+    let sizes = match shape {
+        Shape::Map { channels, height, width } => vec![known(channels), side("height", height), side("width", width)],
+        Shape::Vector(features) => vec![known(features)],
+    };
+    let dimensions = std::iter::once(Dimension::Param("batch".to_owned())).chain(sizes);
     let shape = TensorShapeProto { dim: dimensions.map(|value| DimensionProto { value: Some(value) }).collect() };
     let tensor_type = TensorTypeProto { elem_type: DataType::Float.into(), shape: Some(shape) };
     ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }

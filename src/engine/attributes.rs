@@ -1,0 +1,313 @@
+//! Networks that describe faces: a crop of one face in, distributions over its attributes out.
+
+use std::time::Duration;
+
+use facewise_core::decode::{AgeDistribution, AgePoint, DecodeError, LabelDistribution, softmax};
+use facewise_core::geometry::Template;
+use facewise_core::manifest::{Head, Manifest, Values};
+use facewise_core::task::Task;
+use image::RgbImage;
+
+use super::backend::{Signature, TensorSpec};
+use super::model::{
+    EngineError, MismatchError, Model, Network, Options, StartError, Wanted, find, mismatch, only_input,
+};
+use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
+
+/// What a network says about one face.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attributes {
+    /// The age, with the way its years are read.
+    pub age: Option<(AgeDistribution, AgePoint)>,
+    /// The other tasks, in the order of answers.
+    pub labels: Vec<LabelDistribution>,
+}
+
+impl Attributes {
+    /// Forgets what does not belong to `tasks`.
+    pub fn keep(&mut self, tasks: &Tasks) {
+        self.age.take_if(|_| !tasks.contains(Task::Age));
+        self.labels.retain(|answer| tasks.contains(answer.task()));
+    }
+}
+
+/// Attributes of a face, and the time they took.
+#[derive(Clone, Debug)]
+pub struct Inference {
+    /// The answers.
+    pub attributes: Attributes,
+    /// Time in the queue.
+    pub queue: Duration,
+    /// Time of the run that the face was part of.
+    pub inference: Duration,
+}
+
+/// A network that describes faces.
+pub struct AttributeModel {
+    model: Model,
+    template: Template,
+    heads: Vec<Head>,
+    tasks: Tasks,
+}
+
+impl AttributeModel {
+    /// Puts a network to work; of the tasks that it has heads for, `tasks` are answered.
+    ///
+    /// # Errors
+    /// When network and manifest contradict each other, no task is left, a first run fails, or no thread can be started.
+    pub fn start(network: Network, tasks: &Tasks, options: Options, metrics: &Metrics) -> Result<Self, StartError> {
+        let manifest = &network.manifest;
+        let Some(template) = manifest.input.template else { return Err(MismatchError::Kind(manifest.kind).into()) };
+        let mut heads: Vec<Head> = manifest.heads.iter().filter(|head| tasks.contains(head.task)).cloned().collect();
+        heads.sort_by_key(|head| head.task);
+        if heads.is_empty() {
+            return Err(MismatchError::NoTask(tasks.to_string()).into());
+        }
+        for backend in &network.backends {
+            check(manifest, backend.signature())?;
+        }
+        let wanted = |head: &Head| Wanted { name: head.output.clone(), length: head.task.classes() };
+        let outputs = heads.iter().map(wanted).collect();
+        let tasks = Tasks::of(heads.iter().map(|head| head.task));
+        let size = manifest.input.size;
+        Ok(Self { model: Model::start(network, size, outputs, options, metrics)?, template, heads, tasks })
+    }
+
+    /// The network at work.
+    pub const fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Where eyes and mouth lie on its crops.
+    pub const fn template(&self) -> &Template {
+        &self.template
+    }
+
+    /// Tasks that it answers.
+    pub const fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Asks the network about faces; each crop has [`Model::input_size`] pixels a side. They wait side by side, all of them
+    /// or none; the answers are in their order.
+    ///
+    /// # Errors
+    /// When too many wait, the model is being stopped, or a run fails.
+    pub async fn infer(&self, crops: Vec<RgbImage>) -> Result<Vec<Inference>, EngineError> {
+        let answers = self.model.run(crops).await?;
+        answers
+            .into_iter()
+            .map(|answer| {
+                let attributes = self.decode(&answer.rows)?;
+                Ok(Inference { attributes, queue: answer.queue, inference: answer.inference })
+            })
+            .collect()
+    }
+
+    fn decode(&self, rows: &[Vec<f32>]) -> Result<Attributes, DecodeError> {
+        let mut attributes = Attributes { age: None, labels: Vec::with_capacity(rows.len()) };
+        for (head, row) in self.heads.iter().zip(rows) {
+            let softened;
+            let probabilities = match head.values {
+                Values::Probabilities => row,
+                Values::Logits => {
+                    softened = softmax(row);
+                    &softened
+                }
+            };
+            if head.task == Task::Age {
+                let posterior = AgeDistribution::from_probabilities(probabilities)?;
+                attributes.age = Some((posterior, head.point.unwrap_or_default()));
+            } else {
+                attributes.labels.push(LabelDistribution::from_probabilities(head.task, probabilities)?);
+            }
+        }
+        Ok(attributes)
+    }
+}
+
+fn check(manifest: &Manifest, signature: &Signature) -> Result<(), MismatchError> {
+    let side = manifest.input.size as usize;
+    agrees(only_input(&manifest.input.name, signature)?, &[None, Some(3), Some(side), Some(side)])?;
+    for head in &manifest.heads {
+        let output = find("output", &head.output, &signature.outputs)?;
+        agrees(output, &[None, Some(head.task.classes())])?;
+    }
+    Ok(())
+}
+
+/// The batch, `None` in `expected`, must be free; a network that leaves another dimension open is believed.
+fn agrees(spec: &TensorSpec, expected: &[Option<usize>]) -> Result<(), MismatchError> {
+    let fits = spec.is_float32
+        && spec.shape.len() == expected.len()
+        && spec.shape.iter().zip(expected).all(|(found, wanted)| found.is_none() || found == wanted);
+    if fits { Ok(()) } else { Err(mismatch(spec, expected)) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, mpsc};
+
+    use image::Rgb;
+
+    use super::super::backend::{Backend, BackendError};
+    use super::*;
+
+    const MANIFEST: &str = r#"{
+        "schema": 1, "name": "tiny", "version": "1", "kind": "attributes",
+        "input": {"name": "pixels", "size": 8, "colour": "rgb", "mean": [0, 0, 0], "sd": [1, 1, 1],
+                  "template": {"right_eye": [0.3, 0.37], "left_eye": [0.7, 0.37], "mouth": [0.5, 0.77]}},
+        "heads": [{"task": "smile", "output": "smile", "labels": ["neutral", "smiling"]},
+                  {"task": "gender", "output": "gender", "labels": ["female", "male"], "values": "logits"}]
+    }"#;
+
+    /// Answers P(smiling) = the first number of the face; a red face panics, a green one is an error.
+    struct Toy {
+        signature: Signature,
+        runs: Arc<AtomicUsize>,
+        held: Option<mpsc::Receiver<()>>,
+    }
+
+    fn tensor(name: &str, shape: &[Option<usize>]) -> TensorSpec {
+        TensorSpec { name: name.into(), is_float32: true, shape: shape.to_vec() }
+    }
+
+    fn toy() -> Toy {
+        let signature = Signature {
+            inputs: vec![tensor("pixels", &[None, Some(3), Some(8), Some(8)])],
+            outputs: vec![tensor("smile", &[None, Some(2)]), tensor("gender", &[None, Some(2)])],
+            manifest: None,
+        };
+        Toy { signature, runs: Arc::default(), held: None }
+    }
+
+    impl Backend for Toy {
+        fn signature(&self) -> &Signature {
+            &self.signature
+        }
+
+        fn run(&mut self, input: &[f32], shape: [usize; 4], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
+            // Two warm-up runs, then the test decides when a run may go on.
+            if self.runs.fetch_add(1, Ordering::SeqCst) >= 2
+                && let Some(held) = &self.held
+            {
+                held.recv().unwrap();
+            }
+            let faces: Vec<&[f32]> = input.chunks(3 * 64).collect();
+            assert_eq!(faces.len(), shape[0]);
+            assert!(!faces.iter().any(|face| face[0] > 0.9 && face[64] < 0.1), "a red face");
+            if faces.iter().any(|face| face[0] < 0.1 && face[64] > 0.9) {
+                return Err(BackendError("a green face".into()));
+            }
+            let answer = |output: &String| match output.as_str() {
+                "smile" => faces.iter().flat_map(|face| [1.0 - face[0], face[0]]).collect(),
+                _ => faces.iter().flat_map(|_| [0.0, 3f32.ln()]).collect(),
+            };
+            Ok(outputs.iter().map(answer).collect())
+        }
+    }
+
+    fn options() -> Options {
+        Options { max_batch: 4, max_queue: 4 }
+    }
+
+    fn started(toy: Toy, tasks: &Tasks) -> Result<AttributeModel, StartError> {
+        let manifest = Manifest::from_json(MANIFEST).unwrap();
+        let network = Network { manifest, sha256: "ab12".into(), backends: vec![Box::new(toy)] };
+        AttributeModel::start(network, tasks, options(), &Metrics::new())
+    }
+
+    async fn ask(model: &AttributeModel, colour: [u8; 3]) -> Result<Attributes, EngineError> {
+        model.infer(vec![face(colour)]).await.map(|mut answers| answers.remove(0).attributes)
+    }
+
+    fn face(colour: [u8; 3]) -> RgbImage {
+        RgbImage::from_pixel(8, 8, Rgb(colour))
+    }
+
+    #[tokio::test]
+    async fn answers_are_decoded_in_the_order_of_tasks() {
+        let model = started(toy(), &Tasks::default()).unwrap();
+        let attributes = ask(&model, [51; 3]).await.unwrap();
+        let [gender, smile] = attributes.labels.as_slice() else { panic!("two answers") };
+        assert_eq!((gender.task(), gender.label(), smile.label()), (Task::Gender, "male", "neutral"));
+        assert!((gender.probability() - 0.75).abs() < 1e-6, "logits are softened");
+        assert!((smile.probability() - 0.8).abs() < 1e-6);
+        assert!(attributes.age.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_task_switched_off_is_not_answered() {
+        let tasks = Tasks::of([Task::Smile]);
+        let model = started(toy(), &tasks).unwrap();
+        assert_eq!(model.tasks(), &tasks);
+        assert_eq!(ask(&model, [0; 3]).await.unwrap().labels.len(), 1);
+        let none = started(toy(), &Tasks::of([Task::Age])).map(|_| ());
+        assert!(none.unwrap_err().to_string().contains("none of the tasks 'age'"));
+    }
+
+    #[tokio::test]
+    async fn a_failed_or_panicking_run_is_an_error_and_the_worker_goes_on() {
+        let model = started(toy(), &Tasks::default()).unwrap();
+        for (colour, message) in [([255, 0, 0], "panicked"), ([0, 255, 0], "a green face")] {
+            let error = ask(&model, colour).await.unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+            assert!(ask(&model, [9; 3]).await.is_ok());
+        }
+        assert!(model.model().is_alive());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_is_overload_and_waiting_faces_share_a_run() {
+        let (release, held) = mpsc::channel();
+        let toy = Toy { held: Some(held), ..toy() };
+        let runs = Arc::clone(&toy.runs);
+        let model = Arc::new(started(toy, &Tasks::default()).unwrap());
+        let ask = |faces| {
+            let model = Arc::clone(&model);
+            tokio::spawn(async move { model.infer(vec![face([51; 3]); faces]).await })
+        };
+        let first = ask(1);
+        while runs.load(Ordering::SeqCst) < 3 {
+            tokio::task::yield_now().await;
+        }
+        let waiting = [ask(1), ask(1), ask(2)];
+        while model.model().waiting() < 4 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(model.infer(vec![face([51; 3])]).await, Err(EngineError::Overloaded)));
+        waiting[0].abort();
+        while !waiting[0].is_finished() {
+            tokio::task::yield_now().await;
+        }
+        release.send(()).unwrap();
+        release.send(()).unwrap();
+        assert!(first.await.unwrap().is_ok());
+        let [_, one, two] = waiting;
+        assert_eq!(one.await.unwrap().unwrap().len(), 1);
+        assert_eq!(two.await.unwrap().unwrap().len(), 2);
+        assert_eq!(runs.load(Ordering::SeqCst), 4, "three faces of two requests shared a run, the fourth had gone");
+    }
+
+    #[test]
+    fn a_network_that_contradicts_its_manifest_is_refused() {
+        type Change = fn(&mut Signature);
+        let cases: [(Change, &str); 5] = [
+            (|s| s.inputs[0].name = "image".into(), "the input 'pixels', but the network's are 'image'"),
+            (|s| s.inputs[0].shape[2] = Some(16), "[batch, 3, 8, 8], but the network's is float32 [batch, 3, 16, 8]"),
+            (|s| s.inputs[0].shape[0] = Some(1), "[1, 3, 8, 8]"),
+            (|s| s.outputs[0].is_float32 = false, "another type"),
+            (|s| s.outputs[1].name = "sex".into(), "the output 'gender', but the network's are 'smile', 'sex'"),
+        ];
+        for (change, message) in cases {
+            let mut toy = toy();
+            change(&mut toy.signature);
+            let error = started(toy, &Tasks::default()).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

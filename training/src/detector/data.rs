@@ -1,0 +1,231 @@
+//! Photographs and crops with their faces, decoded once into memory.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use facewise_core::geometry::Rect;
+use facewise_core::picture::{self, Limits, RgbImage};
+use facewise_evaluation::corrections::Corrections;
+use facewise_evaluation::detection::{Face, Truth};
+use facewise_evaluation::{Dataset, Filter, Row};
+use rayon::prelude::*;
+
+use super::config::{Config, CropsConfig, PhotographsConfig};
+
+/// A picture and its faces, in its pixels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Photograph {
+    /// The picture.
+    pub picture: RgbImage,
+    /// The faces, and regions that are nobody's business.
+    pub truth: Truth,
+}
+
+impl Photograph {
+    /// The box of the largest face.
+    pub fn largest(&self) -> Option<Rect> {
+        let areas = self.truth.faces.iter().map(|face| face.area);
+        areas.max_by(|a, b| side(a).total_cmp(&side(b)))
+    }
+}
+
+/// Side of a square as large as a box: the size of a face.
+pub fn side(area: &Rect) -> f32 {
+    (area.width * area.height).sqrt()
+}
+
+/// What scenes are composed of.
+#[derive(Debug)]
+pub struct Album {
+    /// Whole photographs with every face labelled; each has at least one.
+    pub photographs: Vec<Photograph>,
+    /// Tight crops of one face each.
+    pub crops: Vec<Photograph>,
+}
+
+impl Album {
+    /// Reads what a configuration names: the album to compose from, and the photographs held out.
+    ///
+    /// # Errors
+    /// When a set is missing or broken, or its filter leaves nothing.
+    pub fn load(root: &Path, config: &Config) -> Result<(Self, Vec<Photograph>)> {
+        let mut crops = Vec::new();
+        for set in &config.crops {
+            crops.extend(self::crops(root, set)?);
+        }
+        let PhotographsConfig { set, filter, validation, certain } = &config.photographs;
+        let album = Self { photographs: photographs(root, set, filter, Trust::From(*certain))?, crops };
+        Ok((album, photographs(root, set, validation, Trust::From(*certain))?))
+    }
+}
+
+/// Which boxes of a set are believed.
+#[derive(Clone, Copy, Debug)]
+pub enum Trust<'a> {
+    /// All of them, as the labels stand.
+    All,
+    /// Of each photograph the one with the highest `box_score`, and others from this score on; the rest is ignored. For labels that a
+    /// detector has made, whose second boxes are often no faces.
+    From(f32),
+    /// As somebody who looked at them has mended them.
+    Mended(&'a Corrections),
+}
+
+/// The photographs of a set: rows that share a path are the faces of one. Those with a row that has no box or no keypoints, a face that
+/// nobody has placed, are left out.
+///
+/// # Errors
+/// When the set is missing or broken, its filter leaves nothing, or the corrections do not fit to it.
+pub fn photographs(root: &Path, set: &str, filter: &str, trust: Trust<'_>) -> Result<Vec<Photograph>> {
+    let context = || format!("set `{set}`");
+    let dataset = Dataset::open(root.join(set)).with_context(context)?;
+    let mut by_path: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    for row in dataset.select(&Filter::parse(filter).with_context(context)?).with_context(context)? {
+        by_path.entry(&row.path).or_default().push(row);
+    }
+    if let Trust::Mended(corrections) = trust {
+        corrections.check_paths(by_path.keys().copied()).with_context(context)?;
+    }
+    let read = |(path, rows): (&str, Vec<&Row>)| -> Result<Option<Photograph>> {
+        let Some(faces) = rows.iter().map(|row| face(row)).collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let truth = match trust {
+            Trust::All => Truth { faces, ignored: Vec::new() },
+            Trust::From(least) => believed(&faces, &scores(&dataset, &rows)?, least),
+            Trust::Mended(corrections) => corrections.apply(path, faces)?,
+        };
+        Ok(Some(Photograph { picture: decode(&dataset, rows[0])?, truth }))
+    };
+    let by_path: Vec<_> = by_path.into_iter().collect();
+    let found: Vec<Photograph> = by_path
+        .into_par_iter()
+        .filter_map(|group| read(group).transpose())
+        .collect::<Result<_>>()
+        .with_context(context)?;
+    ensure!(!found.is_empty(), "set `{set}`: no photograph has {filter} and its faces placed");
+    Ok(found)
+}
+
+/// The `box_score` of each row.
+fn scores(dataset: &Dataset, rows: &[&Row]) -> Result<Vec<f32>> {
+    let column = dataset.columns().iter().position(|name| name == "box_score").context("no column `box_score`")?;
+    let score = |row: &&Row| {
+        let cell = row.cell(column);
+        cell.parse().with_context(|| format!("line {}: box_score `{cell}` is not a number", row.line))
+    };
+    rows.iter().map(score).collect()
+}
+
+fn believed(faces: &[Face], scores: &[f32], least: f32) -> Truth {
+    let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut truth = Truth::default();
+    for (face, &score) in faces.iter().zip(scores) {
+        if score >= least.min(best) {
+            truth.faces.push(*face);
+        } else {
+            truth.ignored.push(face.area);
+        }
+    }
+    truth
+}
+
+/// The crops of a set that have box and keypoints, taken evenly.
+fn crops(root: &Path, config: &CropsConfig) -> Result<Vec<Photograph>> {
+    let context = || format!("set `{}`", config.set);
+    let dataset = Dataset::open(root.join(&config.set)).with_context(context)?;
+    let rows = dataset.select(&Filter::parse(&config.filter).with_context(context)?).with_context(context)?;
+    let placed: Vec<(&Row, Face)> = rows.into_iter().filter_map(|row| Some((row, face(row)?))).collect();
+    ensure!(!placed.is_empty(), "set `{}`: no row has {} and a face placed", config.set, config.filter);
+    let wanted = placed.len().min(config.rows);
+    let even: Vec<(&Row, Face)> = (0..wanted).map(|index| placed[index * placed.len() / wanted]).collect();
+    let read = |(row, face): (&Row, Face)| {
+        let truth = Truth { faces: vec![face], ignored: Vec::new() };
+        Ok(Photograph { picture: decode(&dataset, row)?, truth })
+    };
+    even.into_par_iter().map(read).collect::<Result<_>>().with_context(context)
+}
+
+fn face(row: &Row) -> Option<Face> {
+    Some(Face { area: row.region?, landmarks: row.landmarks? })
+}
+
+fn decode(dataset: &Dataset, row: &Row) -> Result<RgbImage> {
+    let context = || format!("line {}: {}", row.line, row.path);
+    let bytes = dataset.read(row).with_context(context)?;
+    picture::decode(&bytes, Limits::default()).with_context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fmt::Write as _;
+    use std::fs;
+
+    use super::*;
+
+    const COLUMNS: &str = "box_x,box_y,box_w,box_h,reye_x,reye_y,leye_x,leye_y,nose_x,nose_y,mouth_x,mouth_y";
+    const FACE: &str = "2,2,8,8,4,4,8,4,6,6,6,8";
+
+    fn set(root: &Path, rows: &[(&str, &str, &str)]) {
+        let folder = root.join("set");
+        fs::create_dir(&folder).unwrap();
+        let mut manifest = format!("path,split,smile,{COLUMNS}\n");
+        for (path, split, face) in rows {
+            RgbImage::new(20, 16).save(folder.join(path)).unwrap();
+            writeln!(manifest, "{path},{split},,{face}").unwrap();
+        }
+        fs::write(folder.join("manifest.csv"), manifest).unwrap();
+    }
+
+    #[test]
+    fn rows_of_a_path_are_the_faces_of_one_photograph() {
+        let root = tempfile::tempdir().unwrap();
+        let nowhere = ",,,,,,,,,,,";
+        let other = FACE.replace("2,2,8,8", "10,2,8,8");
+        set(
+            root.path(),
+            &[
+                ("a.png", "val", FACE),
+                ("a.png", "val", &other),
+                ("b.png", "val", FACE),
+                ("b.png", "val", nowhere),
+                ("c.png", "train", FACE),
+            ],
+        );
+        let found = photographs(root.path(), "set", "split=val", Trust::All).unwrap();
+        assert_eq!(found.len(), 1, "b has a face that nobody has placed");
+        assert_eq!(found[0].truth.faces.iter().map(|face| face.area.x).collect::<Vec<_>>(), [2.0, 10.0]);
+
+        let csv = format!("path,action,{COLUMNS}\na.png,remove,{FACE}\na.png,ignore,0,0,3,3,,,,,,,,\n");
+        let corrections = Corrections::read(csv.as_bytes()).unwrap();
+        let found = photographs(root.path(), "set", "split=val", Trust::Mended(&corrections)).unwrap();
+        assert_eq!((found[0].truth.faces.len(), found[0].truth.ignored.len()), (1, 1));
+        let error = photographs(root.path(), "set", "split=train", Trust::Mended(&corrections)).unwrap_err();
+        assert!(format!("{error:#}").contains("no such picture"), "{error:#}");
+    }
+
+    #[test]
+    fn a_second_box_must_be_certain() {
+        let at = |x: f32| super::super::testing::face(x, 0.0, 8.0);
+        let faces = [at(0.0), at(10.0), at(20.0)];
+        let kept = |scores: [f32; 3]| -> (Vec<f32>, Vec<f32>) {
+            let truth = believed(&faces, &scores, 0.8);
+            (truth.faces.iter().map(|face| face.area.x).collect(), truth.ignored.iter().map(|area| area.x).collect())
+        };
+        assert_eq!(kept([0.7, 0.95, 0.85]), (vec![10.0, 20.0], vec![0.0]));
+        assert_eq!(kept([0.6, 0.5, 0.7]), (vec![20.0], vec![0.0, 10.0]));
+    }
+
+    #[test]
+    fn crops_are_taken_evenly() {
+        let root = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..6).map(|index| format!("{index}.png")).collect();
+        set(root.path(), &names.iter().map(|name| (name.as_str(), "train", FACE)).collect::<Vec<_>>());
+        let config = |rows| CropsConfig { set: "set".into(), filter: "split=train".into(), rows };
+        assert_eq!(crops(root.path(), &config(3)).unwrap().len(), 3);
+        assert_eq!(crops(root.path(), &config(100)).unwrap().len(), 6);
+        let none = CropsConfig { filter: "split=test".into(), ..config(3) };
+        assert!(crops(root.path(), &none).unwrap_err().to_string().contains("no row has split=test"));
+    }
+}

@@ -1,0 +1,379 @@
+//! The training loop that all networks share: steps along the gradient, an average of the weights, checkpoints, and one line of figures an
+//! epoch, everything written into one folder. What is learned is a [`Lesson`].
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use tch::nn::VarStore;
+use tch::{Device, Tensor};
+
+use crate::checkpoint::{self, Position};
+use crate::config::OptimiserConfig;
+use crate::graph::Graph;
+use crate::network::{Network, Precision};
+use crate::optimiser::{self, AdamW};
+
+/// Time between checkpoints within an epoch.
+const CHECKPOINT_EVERY: Duration = Duration::from_mins(3);
+
+/// The configuration in a run's folder.
+pub const CONFIG: &str = "config.toml";
+
+/// The averaged weights in the folder of a run that is complete.
+pub const WEIGHTS: &str = "weights.safetensors";
+
+/// What a run needs beside its configuration.
+#[derive(Debug)]
+pub struct Options {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// Continue from the folder's checkpoint instead of starting anew.
+    pub resume: bool,
+    /// Weights to start from instead of random ones.
+    pub init: Option<PathBuf>,
+    /// Where to compute.
+    pub device: Device,
+    /// Number format of convolutions.
+    pub precision: Precision,
+}
+
+/// How long a training is, and how it walks.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Seed of the first weights and of whatever is random in the network.
+    pub seed: u64,
+    /// Rounds over the data.
+    pub epochs: u32,
+    /// Steps an epoch.
+    pub batches: usize,
+    /// Pictures a step.
+    pub batch: usize,
+    /// The optimiser and its schedule.
+    pub optimiser: OptimiserConfig,
+}
+
+/// The loss of one step.
+#[derive(Debug)]
+pub struct Losses {
+    /// Weighted sum, to be minimised.
+    pub total: Tensor,
+    /// Its parts, unweighted, in the order of [`Lesson::LOSSES`]; NaN where a batch has nothing to say about one.
+    pub parts: Vec<Tensor>,
+}
+
+/// What is learned: the part of a training that differs between networks.
+pub trait Lesson {
+    /// Pictures of one step with their labels.
+    type Batch;
+    /// What validation finds.
+    type Score;
+    /// Names of the parts of the loss.
+    const LOSSES: &'static [&'static str];
+    /// Names of the figures of validation.
+    const SCORES: &'static [&'static str];
+
+    /// Length and walk.
+    fn plan(&self) -> Plan;
+    /// Side of the pictures of an epoch, counted from 0, in pixels.
+    fn size(&self, epoch: u32) -> u32;
+    /// Changes the random weights that a training starts from.
+    fn initialise(&self, _variables: &VarStore) {}
+    /// The batches of an epoch after the first `skip`: they depend on seed, epoch and position alone.
+    fn batches(&self, epoch: u32, skip: usize) -> impl Iterator<Item = Self::Batch>;
+    /// The loss of the network, in training, on a batch.
+    fn losses(&self, network: &Network, batch: &Self::Batch) -> Losses;
+    /// Scores a network on what is held out.
+    ///
+    /// # Errors
+    /// When the network's answers cannot be read.
+    fn validate(&self, network: &Network, epoch: u32) -> Result<Self::Score>;
+    /// The figures in the order of [`Lesson::SCORES`], as cells of a CSV.
+    fn figures(score: &Self::Score) -> Vec<String>;
+}
+
+/// Trains a network and leaves `config.toml`, `epochs.csv`, `checkpoint.safetensors` and, at the end, the averaged weights in
+/// `weights.safetensors`. Returns the score of the last epoch.
+///
+/// # Errors
+/// When the folder holds another run, something cannot be read or written, or the loss is not a number any more.
+pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, options: &Options) -> Result<L::Score> {
+    let plan = lesson.plan();
+    tch::manual_seed(plan.seed as i64);
+    let live = VarStore::new(options.device);
+    let network = Network::new(&live.root(), graph).with_precision(options.precision);
+    let mut averaged = VarStore::new(options.device);
+    let average_network = Network::new(&averaged.root(), graph).with_precision(options.precision);
+    lesson.initialise(&live);
+    if let Some(weights) = &options.init {
+        let new = checkpoint::start_from(weights, &live)?;
+        if new > 0 {
+            eprintln!("{new} variables are not in {} and start anew", weights.display());
+        }
+    }
+    averaged.copy(&live)?;
+    let mut optimiser = AdamW::new(&live, &plan.optimiser);
+
+    let run = Run::open(options, config, &columns::<L>())?;
+    let mut position = Position::default();
+    if options.resume {
+        position = checkpoint::load(&run.checkpoint(), &live, &averaged, &optimiser)?;
+        run.forget_from(position.epoch)?;
+    }
+    let steps = plan.batches as u64 * u64::from(plan.epochs);
+    let mut last = None;
+
+    for number in position.epoch..plan.epochs {
+        let skip = if number == position.epoch { position.batch } else { 0 };
+        let progress = progress_bar(plan.batches, skip, number, plan.epochs);
+        let (started, mut saved) = (Instant::now(), Instant::now());
+        let mut means = vec![Mean::default(); L::LOSSES.len()];
+        for (index, batch) in (skip..).zip(lesson.batches(number, skip)) {
+            let step = u64::from(number) * plan.batches as u64 + index as u64 + 1;
+            // Dropout depends on the step alone, so that a resumed run repeats what a run in one piece does.
+            tch::manual_seed(((plan.seed << 32) | step) as i64);
+            let losses = lesson.losses(&network, &batch);
+            let total = losses.total.double_value(&[]);
+            if !total.is_finite() {
+                bail!("the loss is {total} in epoch {number}, batch {index}: a lower learning rate may help");
+            }
+            optimiser.zero_grad();
+            losses.total.backward();
+            optimiser.step(step, optimiser::learning_rate(&plan.optimiser, step, steps));
+            optimiser::average(&averaged, &live, plan.optimiser.ema_decay, step);
+
+            for (mean, loss) in means.iter_mut().zip(&losses.parts) {
+                let loss = loss.double_value(&[]);
+                if loss.is_finite() {
+                    mean.add(loss);
+                }
+            }
+            progress.set_message(describe::<L>(&means, (index + 1 - skip) * plan.batch, started.elapsed()));
+            progress.inc(1);
+            if saved.elapsed() > CHECKPOINT_EVERY {
+                let position = Position { epoch: number, batch: index + 1, step };
+                checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, position)?;
+                saved = Instant::now();
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        progress.finish_and_clear();
+        let score = lesson.validate(&average_network, number)?;
+        let speed = ((plan.batches - skip) * plan.batch) as f64 / seconds;
+        let mut cells = vec![number.to_string(), lesson.size(number).to_string()];
+        cells.extend(means.iter().map(|mean| format!("{:.4}", mean.value())));
+        cells.extend(L::figures(&score));
+        cells.extend([format!("{speed:.0}"), format!("{seconds:.0}")]);
+        run.record(&cells.join(","))?;
+        let next = Position { epoch: number + 1, batch: 0, step: u64::from(number + 1) * plan.batches as u64 };
+        checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, next)?;
+        last = Some(score);
+    }
+    checkpoint::save_weights(&run.folder.join(WEIGHTS), &averaged)?;
+    last.context("the run was already complete")
+}
+
+fn columns<L: Lesson>() -> String {
+    let mut columns = vec!["epoch".to_owned(), "size".to_owned()];
+    columns.extend(L::LOSSES.iter().map(|name| format!("loss_{name}")));
+    columns.extend(L::SCORES.iter().map(|name| format!("validation_{name}")));
+    columns.extend(["pictures_per_second".to_owned(), "seconds".to_owned()]);
+    columns.join(",")
+}
+
+/// The folder of a run.
+struct Run {
+    folder: PathBuf,
+}
+
+impl Run {
+    fn open(options: &Options, config: &impl Serialize, columns: &str) -> Result<Self> {
+        let run = Self { folder: options.run.clone() };
+        let folder = run.folder.display();
+        let text = toml::to_string_pretty(config)?;
+        if options.resume {
+            ensure!(run.checkpoint().exists(), "{folder} holds no checkpoint to resume from");
+            let own = fs::read_to_string(run.folder.join(CONFIG))?;
+            ensure!(
+                own == text,
+                "{folder} was started with another configuration: give its own {CONFIG} to continue it"
+            );
+            return Ok(run);
+        }
+        ensure!(
+            !run.checkpoint().exists(),
+            "{folder} holds a run already: give --resume to continue it, or another --run"
+        );
+        fs::create_dir_all(&run.folder).with_context(|| format!("cannot make {folder}"))?;
+        fs::write(run.folder.join(CONFIG), text)?;
+        fs::write(run.csv(), format!("{columns}\n"))?;
+        Ok(run)
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.folder.join("checkpoint.safetensors")
+    }
+
+    fn csv(&self) -> PathBuf {
+        self.folder.join("epochs.csv")
+    }
+
+    /// Drops the lines of epochs that will be trained again.
+    fn forget_from(&self, epoch: u32) -> Result<()> {
+        let text = fs::read_to_string(self.csv())?;
+        let kept: Vec<&str> = text.lines().take(1 + epoch as usize).collect();
+        fs::write(self.csv(), kept.join("\n") + "\n")?;
+        Ok(())
+    }
+
+    fn record(&self, line: &str) -> Result<()> {
+        eprintln!("{line}");
+        let mut file = fs::OpenOptions::new().append(true).open(self.csv())?;
+        writeln!(file, "{line}")?;
+        Ok(())
+    }
+}
+
+fn progress_bar(batches: usize, done: usize, epoch: u32, epochs: u32) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("epoch {prefix} {wide_bar} {pos}/{len} {eta} {msg}").expect("a valid template");
+    let bar = ProgressBar::new(batches as u64).with_style(style).with_prefix(format!("{}/{epochs}", epoch + 1));
+    bar.set_position(done as u64);
+    bar
+}
+
+/// A running mean; NaN of nothing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    sum: f64,
+    n: u64,
+}
+
+impl Mean {
+    fn add(&mut self, number: f64) {
+        self.sum += number;
+        self.n += 1;
+    }
+
+    fn value(&self) -> f64 {
+        self.sum / self.n as f64
+    }
+}
+
+fn describe<L: Lesson>(losses: &[Mean], pictures: usize, elapsed: Duration) -> String {
+    let parts = L::LOSSES.iter().zip(losses).map(|(name, mean)| format!("{name} {:.3}", mean.value()));
+    format!("{} · {:.0}/s", parts.collect::<Vec<_>>().join(" "), pictures as f64 / elapsed.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use tch::Kind;
+
+    use super::*;
+    use crate::graph::{Conv2d, GraphBuilder, InputSpec, Linear};
+    use crate::network::Mode;
+
+    /// Learns to answer the mean of a picture of noise; one epoch may be without a loss, as in a run that breaks off.
+    struct Noise {
+        broken: Option<u32>,
+    }
+
+    impl Lesson for Noise {
+        type Batch = (u32, Tensor);
+        type Score = f64;
+        const LOSSES: &'static [&'static str] = &["mean"];
+        const SCORES: &'static [&'static str] = &["answer"];
+
+        fn plan(&self) -> Plan {
+            let optimiser = OptimiserConfig {
+                learning_rate: 0.01,
+                warmup_steps: 1,
+                final_share: 0.1,
+                weight_decay: 0.0,
+                clip_norm: 10.0,
+                ema_decay: 0.5,
+            };
+            Plan { seed: 9, epochs: 3, batches: 4, batch: 2, optimiser }
+        }
+
+        fn size(&self, _epoch: u32) -> u32 {
+            8
+        }
+
+        /// Tests run beside each other and share libtorch's random numbers: none of them here.
+        fn initialise(&self, variables: &VarStore) {
+            for (_, variable) in optimiser::sorted(variables) {
+                let ramp = Tensor::arange(variable.numel() as i64, (Kind::Float, Device::Cpu)) * 0.01 + 0.1;
+                tch::no_grad(|| variable.shallow_clone().copy_(&ramp.view_as(&variable)));
+            }
+        }
+
+        fn batches(&self, epoch: u32, skip: usize) -> impl Iterator<Item = Self::Batch> {
+            (skip..4).map(move |index| {
+                let value = |i: usize| ((i * (index + 3) + epoch as usize * 7) % 11) as f32 / 11.0;
+                let pixels: Vec<f32> = (0..2 * 64).map(value).collect();
+                (epoch, Tensor::from_slice(&pixels).view([2, 1, 8, 8]))
+            })
+        }
+
+        fn losses(&self, network: &Network, (epoch, pixels): &Self::Batch) -> Losses {
+            let mean = pixels.mean_dim([1_i64, 2, 3].as_slice(), false, Kind::Float).unsqueeze(1);
+            let loss = (&network.forward(pixels, Mode::Train)[0] - mean).square().mean(Kind::Float);
+            let loss = if self.broken == Some(*epoch) { loss * f64::NAN } else { loss };
+            Losses { parts: vec![loss.detach()], total: loss }
+        }
+
+        fn validate(&self, network: &Network, _epoch: u32) -> Result<f64> {
+            let picture = Tensor::ones([1, 1, 8, 8], (Kind::Float, Device::Cpu));
+            Ok(network.forward(&picture, Mode::Eval)[0].double_value(&[0, 0]))
+        }
+
+        fn figures(score: &f64) -> Vec<String> {
+            vec![format!("{score:.6}")]
+        }
+    }
+
+    fn learned(lesson: &Noise, run: &Path, resume: bool) -> Result<f64> {
+        let mut b = GraphBuilder::new(InputSpec { channels: 1, size: 8 });
+        let x = b.conv2d("conv", b.input(), Conv2d::new(1, 4, 3));
+        let x = b.global_avg_pool(x);
+        let x = b.linear("mean", x, Linear::new(4, 1));
+        let graph = b.finish([("mean", x)]).unwrap();
+        let options =
+            Options { run: run.to_owned(), resume, init: None, device: Device::Cpu, precision: Precision::Fp32 };
+        let config = std::collections::BTreeMap::from([("name", "noise")]);
+        learn(lesson, &graph, &config, &options)
+    }
+
+    #[test]
+    fn a_run_that_broke_off_goes_on_as_if_nothing_had_happened() {
+        tch::set_num_threads(1);
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+        let score = learned(&Noise { broken: None }, &whole, false).unwrap();
+
+        let error = learned(&Noise { broken: Some(1) }, &broken, false).unwrap_err().to_string();
+        assert!(error.contains("the loss is NaN in epoch 1, batch 0"), "{error}");
+        assert!(learned(&Noise { broken: None }, &broken, false).is_err(), "the folder holds a run");
+        let resumed = learned(&Noise { broken: None }, &broken, true).unwrap();
+        assert!((score - resumed).abs() < f64::EPSILON);
+        assert_eq!(fs::read(whole.join(WEIGHTS)).unwrap(), fs::read(broken.join(WEIGHTS)).unwrap());
+
+        let lines = |run: &Path| fs::read_to_string(run.join("epochs.csv")).unwrap();
+        let figures = |text: &str| {
+            text.lines().map(|line| line.split(',').take(4).collect::<Vec<_>>().join(",")).collect::<Vec<_>>()
+        };
+        assert_eq!(figures(&lines(&whole)), figures(&lines(&broken)));
+        let header = "epoch,size,loss_mean,validation_answer,pictures_per_second,seconds";
+        assert_eq!(lines(&whole).lines().next(), Some(header));
+        assert_eq!(lines(&whole).lines().count(), 4);
+    }
+}
