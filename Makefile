@@ -15,7 +15,8 @@ BENCH_PACK ?= runs/packs/bench
 TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training --
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint fmt openapi onnxruntime libtorch train-default export-default bench-training clean
+.PHONY: help serve test lint fmt openapi onnxruntime libtorch train-default export-default train-detector \
+	export-detector bench bench-training clean
 .PHONY: cargo python c++
 
 help: ## this list
@@ -58,11 +59,27 @@ libtorch: python
 	@$(PYTHON) -B scripts/fetch.py libtorch
 endif
 
-train-default: cargo c++ libtorch ## trains the network of training/configs/default.toml on FACEWISE_DATA
-	@$(TRAINER) train --config training/configs/default.toml --data $(FACEWISE_DATA) $(ARGS)
+# Three runs, each from the weights of the one before; the first has fewer blocks. What was stopped goes on where it was.
+train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DATA, into runs/default; goes on after a stop
+	@init=; for run in default-start default-middle default; do \
+		resume=; if [ -e runs/$$run/checkpoint.safetensors ]; then resume=--resume; init=; fi; \
+		[ -e runs/$$run/weights.safetensors ] || $(TRAINER) train --config training/configs/$$run.toml \
+			--data $(FACEWISE_DATA) --run runs/$$run $$resume $$init $(ARGS) || exit 1; \
+		init="--init runs/$$run/weights.safetensors"; done
 
 export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/
 	@$(TRAINER) export --data $(FACEWISE_DATA) --weights training/weights/face-attributes-1.safetensors $(ARGS)
+
+bench: cargo onnxruntime ## the time of a picture on one core, by stage
+	@$(CARGO) run --release --locked --quiet --package facewise --example latency -- $(ARGS)
+
+train-detector: cargo c++ libtorch ## trains the face detector on FACEWISE_DATA, into runs/detector; goes on after a stop
+	@$(TRAINER) detector train --config training/configs/detector.toml --data $(FACEWISE_DATA) --run runs/detector \
+		$(if $(wildcard runs/detector/checkpoint.safetensors),--resume) $(ARGS)
+
+export-detector: cargo c++ libtorch onnxruntime ## writes the network of the last train-detector to models/
+	@$(TRAINER) detector export --run runs/detector --data $(FACEWISE_DATA) \
+		--weights training/weights/face-detector-1.safetensors $(ARGS)
 
 bench-training: cargo c++ libtorch python ## training speed beside PyTorch's; makes .venv-bench/ (5 GB)
 ifeq ($(BENCH_PYTHON),$(BENCH_VENV)/bin/python)

@@ -122,11 +122,12 @@ async fn crops_of_the_detector_are_those_of_the_server() {
 
 #[test]
 fn keypoints_of_the_stored_picture_are_turned_with_it() {
+    // Labelled 0 all of them, so that the error is the mean of the answers.
     let mae = |orientation, keypoints: &str| {
         let folder = tempfile::tempdir().unwrap();
         let mut manifest = String::from("path,age,reye_x,reye_y,leye_x,leye_y,nose_x,nose_y,mouth_x,mouth_y\n");
         for row in 0..4 {
-            writeln!(manifest, "{row}.jpg,{},{keypoints}", row * 25).unwrap();
+            writeln!(manifest, "{row}.jpg,0,{keypoints}").unwrap();
             fs::write(folder.path().join(format!("{row}.jpg")), stored(picture(120, 110, row), orientation)).unwrap();
         }
         fs::write(folder.path().join("manifest.csv"), manifest).unwrap();
@@ -136,10 +137,10 @@ fn keypoints_of_the_stored_picture_are_turned_with_it() {
     // Mirrored, the eye on the left is the right one again; turned by a quarter, (x, y) is stored as (y, 120 − x).
     for (orientation, keypoints) in [(2, "60,46,90,40,80,60,82,78"), (6, "40,90,46,60,60,80,78,82")] {
         let turned = mae(orientation, keypoints);
-        assert!((turned - straight).abs() < 0.5, "orientation {orientation}: {turned} is not {straight}");
+        assert!((turned - straight).abs() < 0.05, "orientation {orientation}: {turned} is not {straight}");
     }
     let elsewhere = mae(6, "30,40,60,46,40,60,38,78");
-    assert!((elsewhere - straight).abs() > 1.0, "it matters: {elsewhere}");
+    assert!((elsewhere - straight).abs() > 0.2, "it matters: {elsewhere} is {straight}");
 }
 
 #[test]
