@@ -21,8 +21,9 @@ use crate::config::Config;
 use crate::graph::Graph;
 use crate::lesson;
 use crate::network::Network;
+use crate::onnx::export::{self, Sides};
+use crate::onnx::metadata;
 use crate::onnx::parity::{self, Parity};
-use crate::onnx::{export, metadata};
 use crate::sample::Sample;
 use crate::validate;
 
@@ -57,24 +58,11 @@ pub fn write(
     ensure!(samples.len() >= PARITY_PICTURES, "parity needs {PARITY_PICTURES} crops, there are {}", samples.len());
     let config = Config::read(&run.join(lesson::CONFIG))?;
     let graph = residual(&config.network)?;
-    let variables = VarStore::new(Device::Cpu);
-    let network = Network::new(&variables.root(), &graph);
-    checkpoint::load_weights(&run.join(lesson::WEIGHTS), &variables).context("is the run complete?")?;
-    // The file kept for training on and the ONNX file hold the same numbers.
-    checkpoint::round_to_half(&variables);
-    if let Some(path) = weights {
-        checkpoint::save_half(path, &variables)?;
-    }
-
+    let (variables, network) = finished(run, &graph, weights)?;
     let manifest = manifest(&config, &graph, identity)?;
-    let json = manifest.to_json();
-    let heads: Vec<&str> = Task::ALL.iter().map(|task| task.name()).collect();
-    let model = export::write(&graph, &variables.variables(), config.size() as usize, &heads, &json)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join("model.onnx");
-    fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::write(folder.join("manifest.json"), &json)?;
+    let heads: Vec<&str> = Task::ALL.iter().map(|task| task.name()).collect();
+    let path = save(&folder, &graph, &variables, config.size() as usize, &heads, &manifest)?;
 
     let step = samples.len() / PARITY_PICTURES;
     let spread: Vec<Sample> = samples.iter().step_by(step).take(PARITY_PICTURES).cloned().collect();
@@ -83,18 +71,67 @@ pub fn write(
     Ok((path, parity))
 }
 
+/// The network of a complete run, its weights rounded to 16-bit floats, which are also written where `weights` says: the file kept for
+/// training on and the ONNX file then hold the same numbers.
+///
+/// # Errors
+/// When the run is not complete, or the weights cannot be written.
+pub(crate) fn finished(run: &Path, graph: &Graph, weights: Option<&Path>) -> Result<(VarStore, Network)> {
+    let variables = VarStore::new(Device::Cpu);
+    let network = Network::new(&variables.root(), graph);
+    checkpoint::load_weights(&run.join(lesson::WEIGHTS), &variables).context("is the run complete?")?;
+    checkpoint::round_to_half(&variables);
+    if let Some(path) = weights {
+        checkpoint::save_half(path, &variables)?;
+    }
+    Ok((variables, network))
+}
+
+/// Writes the ONNX file with its manifest, and the manifest beside it; returns the path of the former. `heads` get their probabilities
+/// appended, as [`export::write`] says.
+///
+/// # Errors
+/// When the variables are not the graph's, or a file cannot be written.
+pub fn save(
+    folder: &Path,
+    graph: &Graph,
+    variables: &VarStore,
+    sides: impl Into<Sides>,
+    heads: &[&str],
+    manifest: &Manifest,
+) -> Result<PathBuf> {
+    let json = manifest.to_json();
+    let model = export::write(graph, &variables.variables(), sides, heads, &json)?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join("model.onnx");
+    fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(folder.join("manifest.json"), &json)?;
+    Ok(path)
+}
+
 /// Writes what reports measured into a model's manifest, in the file and beside it. A figure on the same rows and crops is replaced.
 ///
 /// # Errors
 /// When a file cannot be read or written, or a report is of another model.
 pub fn record(folder: &Path, reports: &[Report]) -> Result<()> {
+    remember(folder, |manifest| {
+        for report in reports {
+            let of = (&report.model.name, &report.model.version);
+            ensure!(of == (&manifest.name, &manifest.version), "a report is of {} {}, not of this model", of.0, of.1);
+        }
+        Ok(reports.iter().map(measurement).collect())
+    })
+}
+
+/// Puts figures into a model's manifest, in the file and beside it, in place of older ones on the same rows and crops.
+///
+/// # Errors
+/// When a file cannot be read or written, or there are no figures for this model.
+pub(crate) fn remember(folder: &Path, figures: impl FnOnce(&Manifest) -> Result<Vec<Measurement>>) -> Result<()> {
     let beside = folder.join("manifest.json");
     let text = fs::read_to_string(&beside).with_context(|| format!("cannot read {}", beside.display()))?;
     let mut manifest = Manifest::from_json(&text).with_context(|| format!("in {}", beside.display()))?;
-    for report in reports {
-        let of = (&report.model.name, &report.model.version);
-        ensure!(of == (&manifest.name, &manifest.version), "a report is of {} {}, not of this model", of.0, of.1);
-        let fresh = measurement(report);
+    for fresh in figures(&manifest)? {
         let same = |old: &Measurement| (&old.data, &old.filter, &old.crop) == (&fresh.data, &fresh.filter, &fresh.crop);
         manifest.metrics.retain(|old| !same(old));
         manifest.metrics.push(fresh);

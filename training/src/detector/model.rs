@@ -1,13 +1,12 @@
 //! A trained detector as a folder of the model repository, and what its file finds.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use facewise_core::detection::{Decoder, Detection, Selection};
 use facewise_core::manifest::{Colour, Input, Kind, Manifest, Measurement, Provenance, SCHEMA};
 use facewise_core::picture::RgbImage;
-use prost::Message;
+use facewise_evaluation::detection::DetectionMetrics;
 use tch::Device;
 use tch::nn::VarStore;
 
@@ -16,15 +15,13 @@ use super::data::Photograph;
 use super::onnx::Engine;
 use super::validate::{self, Exam, Exams, Figures};
 use crate::architectures::detector::detector;
-use crate::checkpoint;
 use crate::config::epochs;
 use crate::graph::Graph;
 use crate::lesson;
 use crate::loader::Batch;
-use crate::model::{Identity, commit};
+use crate::model::{self, Identity, commit, finished, remember};
 use crate::network::Network;
 use crate::onnx::export::{self, Sides};
-use crate::onnx::metadata;
 use crate::onnx::parity::{self, Parity};
 use crate::validate::{NORMALISATION, pixels};
 
@@ -54,15 +51,7 @@ pub fn write(
 ) -> Result<(PathBuf, Parity)> {
     let config = Config::read(&run.join(lesson::CONFIG))?;
     let graph = detector(&config.network)?;
-    let variables = VarStore::new(Device::Cpu);
-    let network = Network::new(&variables.root(), &graph);
-    checkpoint::load_weights(&run.join(lesson::WEIGHTS), &variables).context("is the run complete?")?;
-    // The file kept for training on and the ONNX file hold the same numbers.
-    checkpoint::round_to_half(&variables);
-    if let Some(path) = weights {
-        checkpoint::save_half(path, &variables)?;
-    }
-
+    let (variables, network) = finished(run, &graph, weights)?;
     let manifest = manifest(&config, &graph, identity)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
     let path = save(&folder, &graph, &variables, &manifest)?;
@@ -77,14 +66,8 @@ pub fn write(
 /// # Errors
 /// When the variables are not the graph's, or a file cannot be written.
 pub fn save(folder: &Path, graph: &Graph, variables: &VarStore, manifest: &Manifest) -> Result<PathBuf> {
-    let json = manifest.to_json();
     let sides = Sides::Dynamic(manifest.input.size as usize);
-    let model = export::write::<&str>(graph, &variables.variables(), sides, &[], &json)?;
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join("model.onnx");
-    fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::write(folder.join("manifest.json"), &json)?;
-    Ok(path)
+    model::save(folder, graph, variables, sides, &[], manifest)
 }
 
 /// Compares libtorch and ONNX Runtime: every value of the maps, and the faces read from them.
@@ -134,30 +117,23 @@ pub fn evaluate(folder: &Path, exams: &Exams) -> Result<Figures> {
 /// # Errors
 /// When a file cannot be read or written.
 pub fn record(folder: &Path, data: &str, filter: &str, figures: &Figures) -> Result<()> {
-    let beside = folder.join("manifest.json");
-    let text = fs::read_to_string(&beside).with_context(|| format!("cannot read {}", beside.display()))?;
-    let mut manifest = Manifest::from_json(&text).with_context(|| format!("in {}", beside.display()))?;
-    for (crop, metrics) in [("photograph", &figures.photographs), ("mosaic", &figures.mosaics)] {
+    let measurement = |(crop, metrics): (&str, &DetectionMetrics)| {
         let values = [
             ("ap", metrics.ap),
             ("precision", metrics.precision),
             ("recall", metrics.recall),
             ("keypoint_error", metrics.keypoint_error),
         ];
-        let fresh = Measurement {
+        Measurement {
             data: data.to_owned(),
             filter: filter.to_owned(),
             crop: crop.to_owned(),
             n: metrics.faces,
             values: values.map(|(name, value)| (name.to_owned(), (value * 1e4).round() / 1e4)).into(),
-        };
-        let same = |old: &Measurement| (&old.data, &old.filter, &old.crop) == (&fresh.data, &fresh.filter, &fresh.crop);
-        manifest.metrics.retain(|old| !same(old));
-        manifest.metrics.push(fresh);
-    }
-    let json = manifest.to_json();
-    metadata::replace_manifest(&folder.join("model.onnx"), &json)?;
-    fs::write(&beside, json).with_context(|| format!("cannot write {}", beside.display()))
+        }
+    };
+    let figures = [("photograph", &figures.photographs), ("mosaic", &figures.mosaics)];
+    remember(folder, |_| Ok(figures.map(measurement).into()))
 }
 
 /// The manifest of a detector of this configuration, checked as a server does.
