@@ -1,6 +1,7 @@
 //! The JSON of answers, over HTTP and on the command line, and how it is made from what the pipeline found out.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use facewise_core::decode::{AgeDistribution, AgePoint, LabelDistribution};
@@ -172,6 +173,18 @@ pub struct Timings {
     /// From the head of the request to the answer.
     #[schema(example = 7.3)]
     pub total_ms: f64,
+}
+
+/// As the header `server-timing` has it (W3C Server Timing).
+impl fmt::Display for Timings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { decode_ms, detect_ms, queue_ms, inference_ms, total_ms } = self;
+        write!(
+            f,
+            "decode;dur={decode_ms}, detect;dur={detect_ms}, queue;dur={queue_ms}, inference;dur={inference_ms}, \
+             total;dur={total_ms}"
+        )
+    }
 }
 
 /// Probabilities are given to a millionth.

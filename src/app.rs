@@ -34,7 +34,7 @@ impl App {
 
     /// Whether new requests are welcome: the models can answer, and the server is not being stopped.
     pub fn is_ready(&self) -> bool {
-        !self.is_stopping() && self.repository.is_ready()
+        !self.is_stopping() && self.repository.models().is_ready()
     }
 
     /// Tells whoever asks for readiness to send nothing more, and every client to close its connection.

@@ -50,6 +50,10 @@ pub struct Inference {
     /// and takes longer [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = detector_size)]
     pub detector_size: Option<u32>,
+    /// Time between two looks at the folder of models: what is new or has changed is loaded, what has gone is unloaded
+    /// [default: never looked at again]
+    #[arg(long, value_name = "TIME", value_parser = poll_interval)]
+    pub models_poll: Option<Duration>,
     /// Tasks answered at all; the others disappear from answers
     #[arg(long, value_name = "LIST", default_value_t)]
     pub tasks: Tasks,
@@ -65,6 +69,9 @@ pub struct Inference {
     /// Most faces in one run of a network
     #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "32")]
     pub max_batch: usize,
+    /// Longest wait for more to share a run with; without any, what is there is run at once
+    #[arg(long, value_name = "TIME", default_value = "0s")]
+    pub max_delay: humantime::Duration,
     /// Most pictures in one run of the detector
     #[arg(long, value_name = "PICTURES", value_parser = at_least_one, default_value = "8")]
     pub max_detector_batch: usize,
@@ -161,6 +168,14 @@ fn at_least_one(word: &str) -> Result<usize, String> {
     match word.parse::<usize>() {
         Ok(0) => Err("must be at least 1".into()),
         Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn poll_interval(word: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(word) {
+        Ok(time) if time >= Duration::from_millis(100) => Ok(time),
+        Ok(_) => Err("must be at least 100ms".into()),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -1,12 +1,16 @@
 //! The threads that do the pictures' work: decoding and cropping never run on the threads that talk to clients.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-/// A fixed number of threads with one queue, first come first served.
+use crate::compute::{Compute, Priority};
+
+/// A fixed number of threads with one queue, first come first served, that keep to the bound on what computes at a time.
 pub struct Cpu {
     pool: rayon::ThreadPool,
+    compute: Arc<Compute>,
 }
 
 /// A piece of work panicked. What it said is in the log.
@@ -19,12 +23,12 @@ impl Cpu {
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub fn new(threads: usize, compute: Arc<Compute>) -> Result<Self, rayon::ThreadPoolBuildError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("picture-{index}"))
             .build()?;
-        Ok(Self { pool })
+        Ok(Self { pool, compute })
     }
 
     /// Runs `work` on a thread of the pool. Work whose caller has gone by its turn is skipped.
@@ -37,14 +41,17 @@ impl Cpu {
         F: FnOnce() -> T + Send + 'static,
     {
         let (done, result) = oneshot::channel();
+        let compute = Arc::clone(&self.compute);
         self.pool.spawn_fifo(move || {
-            if done.is_closed() {
-                return;
-            }
-            // The caller may have gone meanwhile; nobody else wants the result. Of a panic, dropping `done` tells.
-            if let Ok(value) = catch_unwind(AssertUnwindSafe(work)) {
-                let _ = done.send(value);
-            }
+            compute.run(Priority::Picture, 1, || {
+                if done.is_closed() {
+                    return;
+                }
+                // The caller may have gone meanwhile; nobody else wants the result. Of a panic, dropping `done` tells.
+                if let Ok(value) = catch_unwind(AssertUnwindSafe(work)) {
+                    let _ = done.send(value);
+                }
+            });
         });
         result.await.map_err(|_| Panicked)
     }
@@ -53,14 +60,14 @@ impl Cpu {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Arc, mpsc};
+    use std::sync::mpsc;
 
     use futures_util::FutureExt;
 
     use super::*;
 
     fn cpu() -> Cpu {
-        Cpu::new(1).expect("one thread")
+        Cpu::new(1, Arc::default()).expect("one thread")
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod api;
 pub mod app;
+pub mod compute;
 pub mod config;
 pub mod cpu;
 pub mod engine;
@@ -13,5 +14,6 @@ pub mod evaluate;
 pub mod pipeline;
 pub mod repository;
 pub mod server;
+mod stamp;
 pub mod tasks;
 pub mod telemetry;

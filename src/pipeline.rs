@@ -12,6 +12,7 @@ use facewise_core::picture::{self, Info, Limits, PictureError, RgbImage};
 use facewise_core::task::Task;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::compute::Compute;
 use crate::config;
 use crate::cpu::{Cpu, Panicked};
 use crate::engine::{AttributeModel, Attributes, Detector, EngineError};
@@ -199,13 +200,17 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts the threads that decode.
+    /// Starts the threads that decode. They share the bound `compute` with the networks.
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub fn new(settings: &config::Inference, metrics: Arc<Metrics>) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub fn new(
+        settings: &config::Inference,
+        metrics: Arc<Metrics>,
+        compute: Arc<Compute>,
+    ) -> Result<Self, rayon::ThreadPoolBuildError> {
         Ok(Self {
-            cpu: Cpu::new(settings.decode_thread_count())?,
+            cpu: Cpu::new(settings.decode_thread_count(), compute)?,
             limits: Limits { max_pixels: u64::from(settings.max_megapixels) * 1_000_000 },
             pixels: Arc::new(Semaphore::new(settings.max_megapixels_held as usize * 1_000_000)),
             metrics,
@@ -433,6 +438,10 @@ mod tests {
             }
             Ok([8, 16, 32].map(|stride| vec![-9.0; 13 * shape[0] * (64 / stride) * (64 / stride)]).to_vec())
         }
+
+        fn renew(&self) -> Result<Box<dyn Backend>, BackendError> {
+            Err(BackendError("there is no other".into()))
+        }
     }
 
     #[tokio::test]
@@ -453,11 +462,13 @@ mod tests {
         let backend = Held { signature, runs: Arc::clone(&runs), release };
         let metrics = Arc::new(Metrics::new());
         let network = Network { manifest, sha256: "ef56".into(), backends: vec![Box::new(backend)] };
-        let options = Options { max_batch: 1, max_queue: 8 };
+        // Two pieces of work at a time: the run that is held is one of them.
+        let compute = Arc::new(Compute::new(2));
+        let options = Options { compute: Arc::clone(&compute), max_batch: 1, max_queue: 8, ..Options::default() };
         let detector = Arc::new(Detector::start(network, None, options, &metrics).unwrap());
 
         let flags = ["--decode-threads", "1", "--max-megapixels", "1", "--max-megapixels-held", "1"];
-        let pipeline = Pipeline::new(&Settings::from_flags(flags).unwrap().inference, metrics).unwrap();
+        let pipeline = Pipeline::new(&Settings::from_flags(flags).unwrap().inference, metrics, compute).unwrap();
         let mut bytes = std::io::Cursor::new(Vec::new());
         RgbImage::from_pixel(900, 600, Rgb([90; 3])).write_to(&mut bytes, ImageFormat::Bmp).unwrap();
         let bytes = Bytes::from(bytes.into_inner());

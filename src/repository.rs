@@ -8,13 +8,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use facewise_core::manifest::{Kind, Manifest, ManifestError, is_name};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
+use crate::compute::Compute;
 use crate::config::Inference;
 use crate::engine::{
     AttributeModel, Backend, BackendError, Detector, Model, Network, OnnxBackend, Options, Runtime, model,
 };
+use crate::stamp::Stamp;
 use crate::telemetry::Metrics;
 
 /// Name of the network's file in a version's folder.
@@ -62,6 +66,20 @@ pub enum RepositoryError {
         /// What there is.
         found: String,
     },
+    /// There is no model or version of this name in the folder.
+    #[error("there is no model '{name}' in the folder '{}'", folder.display())]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// The model cannot be unloaded.
+    #[error("'{0}' answers where a request names no model: load another with `default=true` first")]
+    InUse(String),
+    /// The model is not being served.
+    #[error("there is no model '{0}' being served")]
+    NotServed(String),
     /// A file that belongs to a model cannot be read.
     #[error("the file '{}' cannot be read: {source}", path.display())]
     File {
@@ -137,11 +155,7 @@ pub fn scan(folder: &Path) -> Result<Vec<Found>, RepositoryError> {
     let mut found = Vec::new();
     for name in subfolders(folder)? {
         let path = folder.join(&name);
-        let newest = subfolders(&path)?
-            .into_iter()
-            .filter(|version| path.join(version).join(MODEL_FILE).is_file())
-            .max_by(|a, b| compare_versions(a, b));
-        if let Some(version) = newest {
+        if let Some(version) = versions(&path)?.into_iter().max_by(|a, b| compare_versions(a, b)) {
             found.push(Found { folder: path.join(&version), name, version });
         }
     }
@@ -150,6 +164,13 @@ pub fn scan(folder: &Path) -> Result<Vec<Found>, RepositoryError> {
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// The versions in the folder of a model, in no order.
+fn versions(folder: &Path) -> Result<Vec<String>, RepositoryError> {
+    let mut versions = subfolders(folder)?;
+    versions.retain(|version| folder.join(version).join(MODEL_FILE).is_file());
+    Ok(versions)
 }
 
 fn subfolders(folder: &Path) -> Result<Vec<String>, RepositoryError> {
@@ -181,7 +202,9 @@ impl Found {
     fn open(self, runtime: &Runtime, settings: &Inference) -> Result<Opened, RepositoryError> {
         let path = self.folder.join(MODEL_FILE);
         let sha256 = sha256(&path)?;
-        let backend = load(runtime, &path, settings)?;
+        let backend = runtime
+            .open(&path, settings.intra_threads)
+            .map_err(|source| RepositoryError::Network { path: path.clone(), source })?;
         let manifest = self.manifest(backend.signature().manifest.as_deref())?;
         Ok(Opened { path, manifest, sha256, backend })
     }
@@ -220,12 +243,6 @@ impl Found {
     }
 }
 
-fn load(runtime: &Runtime, path: &Path, settings: &Inference) -> Result<OnnxBackend, RepositoryError> {
-    runtime
-        .open(path, settings.intra_threads)
-        .map_err(|source| RepositoryError::Network { path: path.to_owned(), source })
-}
-
 /// A network on disk that has been loaded once.
 struct Opened {
     path: PathBuf,
@@ -236,21 +253,27 @@ struct Opened {
 
 impl Opened {
     /// Loads the network for the other workers too, and puts it to work.
-    fn start(self, runtime: &Runtime, settings: &Inference, metrics: &Metrics) -> Result<Served, RepositoryError> {
+    fn start(self, settings: &Inference, metrics: &Metrics, compute: &Arc<Compute>) -> Result<Served, RepositoryError> {
         let Self { path, manifest, sha256, backend } = self;
         let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(backend)];
         while backends.len() < settings.worker_count() {
-            backends.push(Box::new(load(runtime, &path, settings)?));
+            let next = backends[0].renew().map_err(|source| RepositoryError::Network { path: path.clone(), source })?;
+            backends.push(next);
         }
         let network = Network { manifest, sha256, backends };
-        let max_queue = settings.max_queue;
+        let options = Options {
+            max_batch: settings.max_batch,
+            max_delay: settings.max_delay.into(),
+            max_queue: settings.max_queue,
+            threads: settings.intra_threads,
+            compute: Arc::clone(compute),
+        };
         let served = match network.manifest.kind {
             Kind::Attributes => {
-                let options = Options { max_batch: settings.max_batch, max_queue };
                 AttributeModel::start(network, &settings.tasks, options, metrics).map(Arc::new).map(Served::Attributes)
             }
             Kind::Detector => {
-                let options = Options { max_batch: settings.max_detector_batch, max_queue };
+                let options = Options { max_batch: settings.max_detector_batch, ..options };
                 Detector::start(network, settings.detector_size, options, metrics).map(Arc::new).map(Served::Detector)
             }
         };
@@ -297,7 +320,7 @@ impl Served {
     }
 }
 
-/// Which models of a folder are put to work. Of the detectors, it is never more than the one that is used.
+/// Which models of a folder are put to work at the start. Of the detectors, it is never more than the one that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Every model that describes faces.
@@ -306,14 +329,124 @@ pub enum Scope {
     Default,
 }
 
-/// The models being served.
+/// The models that are served at one moment. Who works with them keeps them, whatever is loaded meanwhile.
+#[derive(Clone)]
+pub struct Models {
+    served: BTreeMap<String, Served>,
+    default: Arc<AttributeModel>,
+    detector: Option<Arc<Detector>>,
+}
+
+impl Models {
+    /// The model with that name; `None` when there is none.
+    pub fn get(&self, name: &str) -> Option<&Served> {
+        self.served.get(name)
+    }
+
+    /// The model that describes faces where no other is named.
+    pub const fn default_model(&self) -> &Arc<AttributeModel> {
+        &self.default
+    }
+
+    /// The model that finds faces, where there is one.
+    pub const fn detector(&self) -> Option<&Arc<Detector>> {
+        self.detector.as_ref()
+    }
+
+    /// Whether the model with this name is the default one, or the detector in use.
+    pub fn is_in_use(&self, name: &str) -> bool {
+        self.default.model().name() == name || self.detector.as_ref().is_some_and(|used| used.model().name() == name)
+    }
+
+    /// The models, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Served> {
+        self.served.values()
+    }
+
+    /// Whether every model can answer.
+    pub fn is_ready(&self) -> bool {
+        self.served.values().all(|served| served.model().is_alive())
+    }
+
+    /// Puts a model in the place of the one with its name, which may be in use.
+    fn replace(&mut self, new: Served) {
+        let in_use = self.is_in_use(new.model().name());
+        if in_use {
+            self.use_for_all(&new);
+        }
+        self.served.insert(new.model().name().to_owned(), new);
+    }
+
+    /// Makes a model the default one, or the detector in use.
+    fn use_for_all(&mut self, model: &Served) {
+        match model {
+            Served::Attributes(attributes) => self.default = Arc::clone(attributes),
+            Served::Detector(detector) => self.detector = Some(Arc::clone(detector)),
+        }
+    }
+}
+
+/// The folder of models, and those of them that are served.
+///
+/// Models are loaded and warmed beside those that are served, and take their places in one step; requests in progress end
+/// on the model that they began with. What cannot be loaded changes nothing.
 pub struct Repository {
-    models: BTreeMap<String, Served>,
-    default: String,
+    runtime: Runtime,
+    settings: Inference,
+    metrics: Arc<Metrics>,
+    compute: Arc<Compute>,
+    current: ArcSwap<Models>,
+    /// What went wrong the last time that a model was loaded, by name; who holds it is the only one that changes models.
+    failures: Mutex<BTreeMap<String, String>>,
+}
+
+/// What lies in a folder of models at one moment: the newest version of each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    models: Vec<Seen>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    name: String,
+    version: String,
+    /// Of the network and its manifest.
+    files: [Stamp; 2],
+}
+
+impl Snapshot {
+    /// Looks at a folder.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of(folder: &Path) -> Result<Self, RepositoryError> {
+        let found = match scan(folder) {
+            Err(RepositoryError::Empty(_)) => Vec::new(),
+            found => found?,
+        };
+        let seen = |Found { name, version, folder }| {
+            let files = [MODEL_FILE, MANIFEST_FILE].map(|file| Stamp::of(&folder.join(file)));
+            Seen { name, version, files }
+        };
+        Ok(Self { models: found.into_iter().map(seen).collect() })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.models.iter().any(|seen| seen.name == name)
+    }
+}
+
+/// Which version of a model is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version<'a> {
+    /// The numerically highest.
+    Newest,
+    /// This one.
+    Exactly(&'a str),
 }
 
 impl Repository {
-    /// Starts the newest version of each model in the folder that is in `scope`.
+    /// Starts the newest version of each model in the folder that is in `scope`. Their runs keep to the bound `compute`.
     ///
     /// # Errors
     /// When the folder holds no model that describes faces, a model in it is broken, or the default or the detector that is
@@ -322,7 +455,8 @@ impl Repository {
         runtime: &Runtime,
         settings: &Inference,
         scope: Scope,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
+        compute: &Arc<Compute>,
     ) -> Result<Self, RepositoryError> {
         let found = scan(&settings.models)?;
         let opened: Vec<Opened> =
@@ -341,54 +475,163 @@ impl Repository {
             Kind::Detector => detector.as_deref() == Some(manifest.name.as_str()),
         };
 
-        let mut models = BTreeMap::new();
+        let mut served = BTreeMap::new();
         for opened in opened.into_iter().filter(|opened| in_scope(&opened.manifest)) {
-            let served = opened.start(runtime, settings, metrics)?;
-            let model = served.model();
-            tracing::info!(
-                model = model.name(),
-                version = model.version(),
-                kind = model.manifest().kind.name(),
-                input_size = model.input_size(),
-                "model ready"
-            );
-            models.insert(model.name().to_owned(), served);
+            let model = opened.start(settings, metrics, compute)?;
+            served.insert(model.model().name().to_owned(), model);
         }
-        Ok(Self { models, default })
-    }
-
-    /// The model with that name; `None` when there is none.
-    pub fn get(&self, name: &str) -> Option<&Served> {
-        self.models.get(name)
-    }
-
-    /// The model that describes faces where no other is named.
-    ///
-    /// # Panics
-    /// Never: [`Self::open`] starts it or fails.
-    pub fn default_model(&self) -> &Arc<AttributeModel> {
-        match self.models.get(&self.default) {
-            Some(Served::Attributes(model)) => model,
-            _ => unreachable!("the default model is started before all"),
-        }
-    }
-
-    /// The model that finds faces, where there is one.
-    pub fn detector(&self) -> Option<&Arc<Detector>> {
-        self.models.values().find_map(|served| match served {
-            Served::Detector(detector) => Some(detector),
+        let Some(Served::Attributes(default)) = served.get(&default).cloned() else {
+            return Err(RepositoryError::OnlyDetectors(settings.models.clone()));
+        };
+        let detector = served.values().find_map(|served| match served {
+            Served::Detector(detector) => Some(Arc::clone(detector)),
             Served::Attributes(_) => None,
-        })
+        });
+        let repository = Self {
+            runtime: runtime.clone(),
+            settings: settings.clone(),
+            metrics: Arc::clone(metrics),
+            compute: Arc::clone(compute),
+            current: ArcSwap::from_pointee(Models { served, default, detector }),
+            failures: Mutex::default(),
+        };
+        repository.models().iter().for_each(|served| repository.announce(served.model()));
+        Ok(repository)
     }
 
-    /// The models, by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Served> {
-        self.models.values()
+    /// The models that are served now.
+    pub fn models(&self) -> Arc<Models> {
+        self.current.load_full()
     }
 
-    /// Whether every model can answer.
-    pub fn is_ready(&self) -> bool {
-        self.models.values().all(|served| served.model().is_alive())
+    /// The versions of a model in the folder, from the oldest to the newest.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or holds no such model.
+    pub fn versions(&self, name: &str) -> Result<Vec<String>, RepositoryError> {
+        let unknown = || RepositoryError::Unknown { name: name.to_owned(), folder: self.settings.models.clone() };
+        // What is no name might be a path.
+        if !is_name(name) || !self.settings.models.join(name).is_dir() {
+            return Err(unknown());
+        }
+        let mut versions = versions(&self.settings.models.join(name))?;
+        if versions.is_empty() {
+            return Err(unknown());
+        }
+        versions.sort_by(|a, b| compare_versions(a, b));
+        Ok(versions)
+    }
+
+    /// Loads a version of a model anew, warms it, and lets it take the place of the one that is served under the name, or of
+    /// none; with `default`, it becomes the one that answers where none is named, or the detector in use. It takes seconds and
+    /// blocks the thread.
+    ///
+    /// # Errors
+    /// When there is no such model or version, or it is broken; the one that is served goes on then.
+    pub fn load(&self, name: &str, version: Version<'_>, default: bool) -> Result<Served, RepositoryError> {
+        let mut failures = self.failures.lock();
+        let versions = self.versions(name)?;
+        let version = match version {
+            Version::Newest => versions.into_iter().next_back(),
+            Version::Exactly(version) => versions.into_iter().find(|found| found == version),
+        };
+        let Some(version) = version else {
+            return Err(RepositoryError::Unknown { name: name.to_owned(), folder: self.settings.models.join(name) });
+        };
+        let folder = self.settings.models.join(name).join(&version);
+        let started = Found { name: name.to_owned(), version, folder }
+            .open(&self.runtime, &self.settings)
+            .and_then(|opened| opened.start(&self.settings, &self.metrics, &self.compute));
+        let new = match started {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!(model = name, %error, "a model cannot be loaded; what was served goes on");
+                self.metrics.model_load_failures.with_label_values(&[name]).inc();
+                failures.insert(name.to_owned(), error.to_string());
+                return Err(error);
+            }
+        };
+        failures.remove(name);
+        let mut models = Models::clone(&self.models());
+        if let Some(old) = models.get(name) {
+            self.forget(old.model());
+        }
+        if default {
+            models.use_for_all(&new);
+        }
+        models.replace(new.clone());
+        self.announce(new.model());
+        self.current.store(Arc::new(models));
+        Ok(new)
+    }
+
+    /// Serves a model no longer; requests in progress are still answered.
+    ///
+    /// # Errors
+    /// When it is not served, or in use where no model is named.
+    pub fn unload(&self, name: &str) -> Result<(), RepositoryError> {
+        let mut failures = self.failures.lock();
+        let mut models = Models::clone(&self.models());
+        if models.get(name).is_some() && models.is_in_use(name) {
+            return Err(RepositoryError::InUse(name.to_owned()));
+        }
+        let Some(old) = models.served.remove(name) else {
+            return Err(RepositoryError::NotServed(name.to_owned()));
+        };
+        self.forget(old.model());
+        failures.remove(name);
+        tracing::info!(model = name, "model unloaded");
+        self.current.store(Arc::new(models));
+        Ok(())
+    }
+
+    /// What went wrong the last time that this model was loaded, if it did.
+    pub fn failure(&self, name: &str) -> Option<String> {
+        // While a model is being loaded, the last word about the others is not worth the wait.
+        self.failures.try_lock().and_then(|failures| failures.get(name).cloned())
+    }
+
+    /// Looks at the folder again: loads what is new or has another file than when it was looked at last, and unloads what has
+    /// gone. Every failure is logged and kept as [`Self::failure`]; a broken file is tried again when it has changed.
+    pub fn refresh(&self, seen: &mut Snapshot) {
+        let now = match Snapshot::of(&self.settings.models) {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::error!(%error, "the models folder cannot be looked at");
+                return;
+            }
+        };
+        for model in now.models.iter().filter(|model| !seen.models.contains(model)) {
+            // What went wrong is in the log and in the model's own description.
+            let _ = self.load(&model.name, Version::Exactly(&model.version), false);
+        }
+        for Seen { name, .. } in &seen.models {
+            if now.has(name) || self.models().get(name).is_none() {
+                continue;
+            }
+            if let Err(error) = self.unload(name) {
+                tracing::warn!(model = name, %error, "the folder of a model has gone, and it is served on");
+            }
+        }
+        *seen = now;
+    }
+
+    /// Tells people and metrics about a model that is served from now on.
+    fn announce(&self, model: &Model) {
+        tracing::info!(
+            model = model.name(),
+            version = model.version(),
+            kind = model.manifest().kind.name(),
+            input_size = model.input_size(),
+            "model ready"
+        );
+        self.metrics.model_info.with_label_values(&[model.name(), model.version(), model.sha256()]).set(1);
+    }
+
+    /// Takes a model that is not served any more out of the metrics.
+    fn forget(&self, model: &Model) {
+        // One that never was there is none either.
+        let _ = self.metrics.model_info.remove_label_values(&[model.name(), model.version(), model.sha256()]);
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -12,13 +13,16 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tower::Layer as _;
 
 use crate::api;
+use crate::api::middleware::Peer;
 use crate::app::App;
+use crate::compute::Compute;
 use crate::config::{ConfigError, Settings};
 use crate::engine::{Runtime, RuntimeError};
 use crate::pipeline::Pipeline;
-use crate::repository::{NO_DETECTOR, Repository, RepositoryError, Scope};
+use crate::repository::{NO_DETECTOR, Repository, RepositoryError, Scope, Snapshot};
 use crate::telemetry::Metrics;
 
 /// How long to wait when the system has no more file descriptors; connections end meanwhile.
@@ -54,6 +58,9 @@ pub enum StartError {
     /// The system gives no more threads.
     #[error("the threads for pictures cannot be started: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+    /// The system gives no thread to look at the folder of models.
+    #[error("the models folder cannot be watched: {0}")]
+    Watch(io::Error),
     /// Loading the models panicked.
     #[error("loading the models failed: {0}")]
     Load(#[from] tokio::task::JoinError),
@@ -79,20 +86,39 @@ pub async fn serve(settings: Settings) -> Result<Running, StartError> {
     })?;
     let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
     let app = tokio::task::spawn_blocking(move || load(settings)).await??;
+    let app = Arc::new(app);
+    if let Some(interval) = app.settings.inference.models_poll {
+        watch_models(&app, interval)?;
+    }
     let (stop, stopped) = watch::channel(false);
-    let task = tokio::spawn(accept(listener, Arc::new(app), stopped));
+    let task = tokio::spawn(accept(listener, app, stopped));
     tracing::info!(%address, "listening");
     Ok(Running { address, stop, task })
+}
+
+/// Looks at the folder of models from time to time, on a thread of its own: loading takes seconds. It ends with the server.
+fn watch_models(app: &Arc<App>, interval: Duration) -> Result<(), StartError> {
+    let mut seen = Snapshot::of(&app.settings.inference.models)?;
+    let app = Arc::downgrade(app);
+    let watch = move || {
+        loop {
+            std::thread::sleep(interval);
+            let Some(app) = app.upgrade().filter(|app| !app.is_stopping()) else { return };
+            app.repository.refresh(&mut seen);
+        }
+    };
+    std::thread::Builder::new().name("models-poll".into()).spawn(watch).map(drop).map_err(StartError::Watch)
 }
 
 fn load(settings: Settings) -> Result<App, StartError> {
     let metrics = Arc::new(Metrics::new());
     let runtime = Runtime::load(settings.inference.onnxruntime.as_deref())?;
-    let repository = Repository::open(&runtime, &settings.inference, Scope::All, &metrics)?;
-    if repository.detector().is_none() && settings.inference.detector.as_deref() != Some(NO_DETECTOR) {
+    let compute = Arc::new(Compute::default());
+    let repository = Repository::open(&runtime, &settings.inference, Scope::All, &metrics, &compute)?;
+    if repository.models().detector().is_none() && settings.inference.detector.as_deref() != Some(NO_DETECTOR) {
         tracing::warn!("there is no detector (--detector): every picture is taken as the crop of one face");
     }
-    let pipeline = Pipeline::new(&settings.inference, Arc::clone(&metrics))?;
+    let pipeline = Pipeline::new(&settings.inference, Arc::clone(&metrics), compute)?;
     Ok(App::new(settings, metrics, repository, pipeline))
 }
 
@@ -118,7 +144,7 @@ async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiv
             biased;
             _ = stopped.changed() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => connections.serve(stream),
+                Ok((stream, peer)) => connections.serve(stream, peer),
                 Err(error) if is_the_clients(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
@@ -159,10 +185,10 @@ impl Connections {
         Self { graceful: GracefulShutdown::new(), router: api::router(app), http }
     }
 
-    fn serve(&self, stream: TcpStream) {
+    fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         // An answer is one small write that must not wait for an acknowledgement; where that cannot be set, it waits.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(self.router.clone());
+        let service = TowerToHyperService::new(Extension(Peer(peer)).layer(self.router.clone()));
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
@@ -175,9 +201,9 @@ impl Connections {
     /// Stops listening. Connections that the system has taken already are served: their request may be on the way.
     fn serve_backlog(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, _)) = listener.accept() {
+        while let Ok((stream, peer)) = listener.accept() {
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                self.serve(stream);
+                self.serve(stream, peer);
             }
         }
     }

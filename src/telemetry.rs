@@ -113,6 +113,8 @@ metrics! {
         inferences: IntCounterVec = "inferences_total" ["model", "version"] &[],
         /// Runs of a network, by model; inferences per run are the mean batch.
         executions: IntCounterVec = "executions_total" ["model", "version"] &[],
+        /// Runs of a network that failed, by model; each picture of such a run is tried alone.
+        inference_failures: IntCounterVec = "inference_failures_total" ["model", "version"] &[],
         /// Faces, or pictures for a detector, in one run of a network.
         batch_size: HistogramVec = "batch_size" ["model"] FACES,
         /// Faces, or pictures for a detector, waiting for a network.
@@ -121,6 +123,8 @@ metrics! {
         predictions: IntCounterVec = "predictions_total" ["task", "label"] &[],
         /// Ages answered, in years.
         predicted_age: Histogram = "predicted_age_years" [] YEARS,
+        /// Attempts to load a model that failed, by model.
+        model_load_failures: IntCounterVec = "model_load_failures_total" ["model"] &[],
         /// Models being served, with the SHA-256 of their files; the value is always 1.
         model_info: IntGaugeVec = "model_info" ["model", "version", "sha256"] &[],
     }

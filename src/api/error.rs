@@ -12,6 +12,7 @@ use utoipa::{IntoResponses, ToSchema};
 use crate::cpu::Panicked;
 use crate::engine::EngineError;
 use crate::pipeline::PipelineError;
+use crate::repository::RepositoryError;
 
 /// Content type of a problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
@@ -22,6 +23,8 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 pub enum Code {
     /// The request is malformed.
     BadRequest,
+    /// Not from there, or not with these rights.
+    Forbidden,
     /// There is nothing under this path or name.
     NotFound,
     /// The path exists, but not for this method.
@@ -49,6 +52,7 @@ impl Code {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
@@ -65,6 +69,7 @@ impl Code {
     const fn title(self) -> &'static str {
         match self {
             Self::BadRequest => "The request is malformed",
+            Self::Forbidden => "The request is not allowed",
             Self::NotFound => "There is no such thing",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::Timeout => "The body came too slowly",
@@ -93,6 +98,7 @@ impl Code {
     /// The kind that a bare status stands for.
     fn of(status: StatusCode) -> Self {
         match status {
+            StatusCode::FORBIDDEN => Self::Forbidden,
             StatusCode::NOT_FOUND => Self::NotFound,
             StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
             StatusCode::REQUEST_TIMEOUT => Self::Timeout,
@@ -137,6 +143,11 @@ impl ApiError {
     /// The request is malformed; `detail` says where.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(Code::BadRequest, detail)
+    }
+
+    /// Not from there, or not with these rights.
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(Code::Forbidden, detail)
     }
 
     /// There is nothing under this path or name.
@@ -250,6 +261,16 @@ impl From<EngineError> for ApiError {
             EngineError::Overloaded => Self::overloaded(),
             EngineError::Stopped => Self::not_ready("the model is being stopped: try again later"),
             EngineError::Backend(_) | EngineError::Decode(_) | EngineError::Detection(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RepositoryError> for ApiError {
+    /// Whoever may load models may read what is wrong with them.
+    fn from(error: RepositoryError) -> Self {
+        match error {
+            RepositoryError::Unknown { .. } | RepositoryError::NotServed(_) => Self::not_found(error.to_string()),
+            error => Self::bad_request(error.to_string()),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::telemetry;
     responses((status = 200, description = "The scrape.", body = String, content_type = "text/plain"), Common)
 )]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
-    for model in app.repository.iter().map(Served::model) {
+    for model in app.repository.models().iter().map(Served::model) {
         let waiting = i64::try_from(model.waiting()).unwrap_or(i64::MAX);
         app.metrics.queue_depth.with_label_values(&[model.name()]).set(waiting);
     }

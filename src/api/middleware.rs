@@ -1,24 +1,36 @@
 //! What every request passes, assembled in one place.
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::header::{self, FORWARDED};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use futures_util::FutureExt;
 use prometheus::IntGauge;
 use tracing::Instrument;
 use ulid::Ulid;
 
+use super::body;
 use super::error::ApiError;
 use crate::app::App;
 
 /// The header that names a request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The header by which a client gives its request less time than the server would, in milliseconds.
+pub const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The other end of a request's connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
 
 /// Label of a method or path that is none of ours.
 const OTHER: &str = "other";
@@ -129,10 +141,36 @@ async fn shield(request: Request, next: Next) -> Response {
         .unwrap_or_else(|_| ApiError::internal(&"a handler panicked").into_response())
 }
 
+/// Drops a request that takes too long, and with it all its work that waits somewhere.
 async fn time_limit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    tokio::time::timeout(app.settings.http.request_timeout(), next.run(request))
-        .await
-        .unwrap_or_else(|_| ApiError::deadline().into_response())
+    let limit = match own_limit(request.headers()) {
+        Ok(own) => own.map_or(app.settings.http.request_timeout(), |own| own.min(app.settings.http.request_timeout())),
+        Err(error) => {
+            body::discard(request).await;
+            return error.into_response();
+        }
+    };
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| ApiError::deadline().into_response())
+}
+
+/// The time that a client gives its request, if it says so.
+fn own_limit(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get(REQUEST_TIMEOUT) else { return Ok(None) };
+    match value.to_str().ok().and_then(|value| value.parse::<u64>().ok()) {
+        Some(ms) if ms > 0 => Ok(Some(Duration::from_millis(ms))),
+        _ => Err(ApiError::bad_request(format!("the header '{REQUEST_TIMEOUT}' is no number of milliseconds above 0"))),
+    }
+}
+
+/// Lets only programs on the same machine change what is served. A proxy there speaks for others and says so; its requests
+/// do not count as local.
+pub(super) async fn local_only(Extension(Peer(peer)): Extension<Peer>, request: Request, next: Next) -> Response {
+    let speaks_for_others = [FORWARDED, X_FORWARDED_FOR].iter().any(|header| request.headers().contains_key(header));
+    if peer.ip().to_canonical().is_loopback() && !speaks_for_others {
+        return next.run(request).await;
+    }
+    body::discard(request).await;
+    ApiError::forbidden("models are changed from the server's own machine only").into_response()
 }
 
 /// The method as a label: clients may invent methods, and labels must stay few.
@@ -181,6 +219,17 @@ mod tests {
             assert_eq!(id(unfit).len(), 26, "a ULID instead of '{unfit}'");
         }
         assert_ne!(RequestId::of(&HeaderMap::new()).0, RequestId::of(&HeaderMap::new()).0);
+    }
+
+    #[test]
+    fn a_client_may_give_itself_less_time() {
+        let limit =
+            |value: &str| own_limit(&HeaderMap::from_iter([(REQUEST_TIMEOUT, HeaderValue::from_str(value).unwrap())]));
+        assert_eq!(limit("250").unwrap(), Some(Duration::from_millis(250)));
+        assert_eq!(own_limit(&HeaderMap::new()).unwrap(), None);
+        for wrong in ["0", "-1", "1.5", "soon", "99999999999999999999999"] {
+            assert_eq!(limit(wrong).unwrap_err().code().status(), StatusCode::BAD_REQUEST, "{wrong}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod upload;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -25,6 +26,13 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(predict::predict))
         .routes(routes!(models::list))
         .routes(routes!(models::one))
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(models::load))
+                .routes(routes!(models::unload))
+                .routes(routes!(models::reload))
+                .route_layer(from_fn(middleware::local_only)),
+        )
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(metrics::metrics))

@@ -1,17 +1,20 @@
 //! The models being served.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, Uri};
 use facewise_core::task::Task;
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::{RefOr, Response};
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::{ApiError, Code, Common, responses};
 use crate::app::App;
 use crate::engine::AttributeModel;
-use crate::repository::Served;
+use crate::repository::{Models, RepositoryError, Served, Version};
 
 /// The models being served.
 #[derive(Serialize, ToSchema)]
@@ -29,6 +32,9 @@ pub(super) struct ModelInfo {
     /// Its version.
     #[schema(example = "1")]
     version: String,
+    /// The versions in the folder of models, from the oldest to the newest; empty when it is not there any more.
+    #[schema(example = json!(["1"]))]
+    versions: Vec<String>,
     /// What it does: `attributes` describes faces, `detector` finds them.
     #[schema(example = "attributes")]
     kind: &'static str,
@@ -36,6 +42,8 @@ pub(super) struct ModelInfo {
     description: String,
     /// Whether it is the one that describes faces where a request names no model, or the one that finds them.
     default: bool,
+    /// Whether all its workers have a network that works.
+    ready: bool,
     /// Tasks that it answers here; a detector answers none.
     #[schema(example = json!(["age", "gender", "smile", "emotion"]))]
     tasks: Vec<&'static str>,
@@ -44,27 +52,29 @@ pub(super) struct ModelInfo {
     input_size: u32,
     /// SHA-256 of its file, in hexadecimal.
     sha256: String,
+    /// Why it could not be loaded the last time that this was tried; what is described here is served on.
+    error: Option<String>,
 }
 
 impl ModelInfo {
-    fn new(app: &App, served: &Served) -> Self {
+    fn new(app: &App, models: &Models, served: &Served) -> Self {
         let model = served.model();
-        let (default, tasks) = match served {
-            Served::Attributes(attributes) => {
-                let default = app.repository.default_model().model().name();
-                (model.name() == default, attributes.tasks().iter().map(Task::name).collect())
-            }
-            Served::Detector(_) => (true, Vec::new()),
+        let tasks = match served {
+            Served::Attributes(attributes) => attributes.tasks().iter().map(Task::name).collect(),
+            Served::Detector(_) => Vec::new(),
         };
         Self {
             name: model.name().to_owned(),
             version: model.version().to_owned(),
+            versions: app.repository.versions(model.name()).unwrap_or_default(),
             kind: model.manifest().kind.name(),
             description: model.manifest().description.clone(),
-            default,
+            default: models.is_in_use(model.name()),
+            ready: model.is_alive(),
             tasks,
             input_size: model.input_size(),
             sha256: model.sha256().to_owned(),
+            error: app.repository.failure(model.name()),
         }
     }
 }
@@ -73,8 +83,17 @@ impl ModelInfo {
 struct NoModel;
 
 impl utoipa::IntoResponses for NoModel {
-    fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::response::Response>> {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
         responses(&[Code::BadRequest, Code::NotFound, Code::Internal])
+    }
+}
+
+/// What changing a model may answer besides.
+struct NotChanged;
+
+impl utoipa::IntoResponses for NotChanged {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        responses(&[Code::BadRequest, Code::Forbidden, Code::NotFound, Code::Deadline, Code::Internal])
     }
 }
 
@@ -84,7 +103,8 @@ impl utoipa::IntoResponses for NoModel {
     responses((status = 200, description = "The models, by name.", body = ModelList), Common)
 )]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
-    Json(ModelList { models: app.repository.iter().map(|served| ModelInfo::new(&app, served)).collect() })
+    let models = app.repository.models();
+    Json(ModelList { models: models.iter().map(|served| ModelInfo::new(&app, &models, served)).collect() })
 }
 
 /// One model.
@@ -94,29 +114,131 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
     responses((status = 200, description = "The model.", body = ModelInfo), NoModel)
 )]
 pub(super) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<ModelInfo>, ApiError> {
-    let served = find(&app, &name)?;
-    Ok(Json(ModelInfo::new(&app, served)))
+    let models = app.repository.models();
+    match models.get(&name) {
+        Some(served) => Ok(Json(ModelInfo::new(&app, &models, served))),
+        None => Err(match app.repository.failure(&name) {
+            Some(failure) => ApiError::not_found(format!("'{name}' is not served, for {failure}")),
+            None => unknown(&models, &name),
+        }),
+    }
 }
 
-/// The model with this name.
-fn find<'a>(app: &'a App, name: &str) -> Result<&'a Served, ApiError> {
-    app.repository.get(name).ok_or_else(|| {
-        let known: Vec<String> = app.repository.iter().map(|served| format!("'{}'", served.model().name())).collect();
-        ApiError::not_found(format!("there is no model '{name}'; there are {}", known.join(", ")))
-    })
+/// What is to be loaded.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Load {
+    /// Version to serve; without it, the newest.
+    #[param(example = "1")]
+    version: Option<String>,
+    /// Whether the model becomes the one that answers where a request names none, or the detector in use.
+    #[serde(default)]
+    #[param(default = false)]
+    default: bool,
+}
+
+impl Load {
+    fn of(uri: &Uri) -> Result<Self, ApiError> {
+        Query::try_from_uri(uri).map(|Query(load)| load).map_err(|error| ApiError::bad_request(error.body_text()))
+    }
+
+    fn version(&self) -> Version<'_> {
+        self.version.as_deref().map_or(Version::Newest, Version::Exactly)
+    }
+}
+
+/// Serves a model of the folder, where it is not served yet.
+///
+/// It is loaded and warmed beside what is served under its name, and takes its place in one step: no request fails. A
+/// version that is served already is left alone; `reload` loads it anew.
+#[utoipa::path(
+    post, path = "/v1/models/{name}/load", tag = "models", operation_id = "load_model",
+    params(("name" = String, Path, description = "Name of the model", example = "face-attributes"), Load),
+    responses((status = 200, description = "The model, which is served now.", body = ModelInfo), NotChanged)
+)]
+pub(super) async fn load(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    uri: Uri,
+) -> Result<Json<ModelInfo>, ApiError> {
+    let load = Load::of(&uri)?;
+    let models = app.repository.models();
+    if let Some(served) = models.get(&name)
+        && (!load.default || models.is_in_use(&name))
+    {
+        let versions = app.repository.versions(&name)?;
+        let wanted = load.version.as_deref().or(versions.last().map(String::as_str));
+        if wanted == Some(served.model().version()) {
+            return Ok(Json(ModelInfo::new(&app, &models, served)));
+        }
+    }
+    replace(app, name, load).await
+}
+
+/// Loads a model of the folder anew, as after a change of its files.
+///
+/// It is loaded and warmed beside what is served under its name, and takes its place in one step: no request fails. Where
+/// it is broken, what was served is served on, and the answer says what is wrong.
+#[utoipa::path(
+    post, path = "/v1/models/{name}/reload", tag = "models", operation_id = "reload_model",
+    params(("name" = String, Path, description = "Name of the model", example = "face-attributes"), Load),
+    responses((status = 200, description = "The model, which is served now.", body = ModelInfo), NotChanged)
+)]
+pub(super) async fn reload(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    uri: Uri,
+) -> Result<Json<ModelInfo>, ApiError> {
+    let load = Load::of(&uri)?;
+    replace(app, name, load).await
+}
+
+/// Serves a model no longer; requests in progress are still answered by it.
+///
+/// The model that answers where a request names none, and the detector in use, cannot be unloaded.
+#[utoipa::path(
+    post, path = "/v1/models/{name}/unload", tag = "models", operation_id = "unload_model",
+    params(("name" = String, Path, description = "Name of the model", example = "other-attributes")),
+    responses((status = 204, description = "It is not served any more."), NotChanged)
+)]
+pub(super) async fn unload(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    blocking(move || app.repository.unload(&name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn replace(app: Arc<App>, name: String, load: Load) -> Result<Json<ModelInfo>, ApiError> {
+    let info = move || {
+        let served = app.repository.load(&name, load.version(), load.default)?;
+        Ok(ModelInfo::new(&app, &app.repository.models(), &served))
+    };
+    blocking(info).await.map(Json)
+}
+
+/// Work on models takes seconds, which no thread that talks to clients has. It is finished also when its client goes.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RepositoryError> + Send + 'static,
+) -> Result<T, ApiError> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))??)
+}
+
+fn unknown(models: &Models, name: &str) -> ApiError {
+    let known: Vec<String> = models.iter().map(|served| format!("'{}'", served.model().name())).collect();
+    ApiError::not_found(format!("there is no model '{name}'; there are {}", known.join(", ")))
 }
 
 /// The model that a request wants its faces described by.
 ///
 /// # Errors
 /// When there is none with that name, or it is a detector.
-pub(super) fn describing<'a>(app: &'a App, name: Option<&str>) -> Result<&'a Arc<AttributeModel>, ApiError> {
-    let Some(name) = name else { return Ok(app.repository.default_model()) };
-    match find(app, name)? {
-        Served::Attributes(model) => Ok(model),
-        Served::Detector(_) => Err(ApiError::bad_request(format!(
+pub(super) fn describing(models: &Models, name: Option<&str>) -> Result<Arc<AttributeModel>, ApiError> {
+    let Some(name) = name else { return Ok(Arc::clone(models.default_model())) };
+    match models.get(name) {
+        Some(Served::Attributes(model)) => Ok(Arc::clone(model)),
+        Some(Served::Detector(_)) => Err(ApiError::bad_request(format!(
             "'{name}' is a detector: 'model' names the model that describes the faces, as '{}' does",
-            app.repository.default_model().model().name()
+            models.default_model().model().name()
         ))),
+        None => Err(unknown(models, name)),
     }
 }

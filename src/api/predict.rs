@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Query, Request, State};
-use axum::http::Uri;
+use axum::http::{HeaderName, Uri};
+use axum::response::IntoResponse;
 use axum::{Extension, Json};
 use facewise_core::detection::Selection;
 use serde::Deserialize;
@@ -17,9 +18,12 @@ use super::middleware::RequestId;
 use super::{body, models, upload};
 use crate::answer::{Extras, Prediction};
 use crate::app::App;
-use crate::engine::AttributeModel;
+use crate::engine::{AttributeModel, Detector};
 use crate::pipeline::Whereabouts;
 use crate::tasks::Tasks;
+
+/// The timings once more, where browsers and proxies look for them (W3C Server Timing).
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// What a client may ask for besides.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -63,8 +67,8 @@ enum Detect {
 }
 
 /// A request's parameters, understood.
-struct Wishes<'a> {
-    model: &'a Arc<AttributeModel>,
+struct Wishes {
+    model: Arc<AttributeModel>,
     tasks: Tasks,
     whereabouts: Whereabouts,
     extras: Extras,
@@ -77,8 +81,10 @@ impl Parameters {
             .map_err(|rejection| ApiError::bad_request(rejection.body_text()))
     }
 
-    fn wishes(self, app: &App) -> Result<Wishes<'_>, ApiError> {
-        let model = models::describing(app, self.model.as_deref())?;
+    fn wishes(self, app: &App) -> Result<Wishes, ApiError> {
+        // Of one moment: what is loaded meanwhile is for the next request.
+        let models = app.repository.models();
+        let model = models::describing(&models, self.model.as_deref())?;
         let tasks = match &self.tasks {
             None => model.tasks().clone(),
             Some(list) => list.parse::<Tasks>().map_err(|error| ApiError::bad_request(error.to_string()))?,
@@ -90,14 +96,14 @@ impl Parameters {
                 model.tasks()
             )));
         }
-        let whereabouts = self.whereabouts(app)?;
+        let whereabouts = self.whereabouts(models.detector(), app.settings.inference.max_faces)?;
         let extras = Extras { landmarks: self.landmarks, distributions: self.distributions };
         Ok(Wishes { model, tasks, whereabouts, extras })
     }
 
-    fn whereabouts(&self, app: &App) -> Result<Whereabouts, ApiError> {
-        let selection = self.selection(app.settings.inference.max_faces)?;
-        match (self.detect, app.repository.detector()) {
+    fn whereabouts(&self, detector: Option<&Arc<Detector>>, max_faces: usize) -> Result<Whereabouts, ApiError> {
+        let selection = self.selection(max_faces)?;
+        match (self.detect, detector) {
             (Some(Detect::False), _) | (None, None) => Ok(Whereabouts::CentredSquare),
             (Some(Detect::Crop), Some(detector)) => Ok(Whereabouts::Best(Arc::clone(detector), selection)),
             (Some(Detect::True) | None, Some(detector)) => Ok(Whereabouts::Everywhere(Arc::clone(detector), selection)),
@@ -147,7 +153,11 @@ impl IntoResponses for Errors {
 /// applied. A picture without faces has an empty list of them.
 #[utoipa::path(
     post, path = "/v1/predict", tag = "predictions",
-    params(Parameters),
+    params(
+        Parameters,
+        ("x-request-timeout-ms" = Option<u64>, Header, minimum = 1,
+            description = "Milliseconds after which an answer is worth nothing any more: 429 `deadline` then. Never more than the server's own limit.")
+    ),
     request_body(
         description = "One picture.",
         content(
@@ -157,13 +167,17 @@ impl IntoResponses for Errors {
             (upload::Json<'static> = "application/json")
         )
     ),
-    responses((status = 200, description = "The faces of the picture.", body = Prediction), Errors)
+    responses(
+        (status = 200, description = "The faces of the picture.", body = Prediction,
+            headers(("server-timing" = String, description = "The timings of the answer, for browsers and proxies."))),
+        Errors
+    )
 )]
 pub(super) async fn predict(
     State(app): State<Arc<App>>,
     Extension(RequestId(id)): Extension<RequestId>,
     request: Request,
-) -> Result<Json<Prediction>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let started = Instant::now();
     let Ok(_admitted) = app.admission.try_acquire() else {
         body::discard(request).await;
@@ -173,6 +187,7 @@ pub(super) async fn predict(
     let (head, body) = body::read(request, &app.settings.http).await?;
     let Wishes { model, tasks, whereabouts, extras } = Parameters::of(&head.uri)?.wishes(&app)?;
     let picture = upload::picture(&head.headers, body, app.pipeline.cpu()).await?;
-    let analysis = app.pipeline.analyse(picture, whereabouts, model, &tasks).await?;
-    Ok(Json(Prediction::new(id.to_string(), model.model(), &analysis, extras, started.elapsed())))
+    let analysis = app.pipeline.analyse(picture, whereabouts, &model, &tasks).await?;
+    let prediction = Prediction::new(id.to_string(), model.model(), &analysis, extras, started.elapsed());
+    Ok(([(SERVER_TIMING, prediction.timings.to_string())], Json(prediction)))
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use facewise::compute::Compute;
 use facewise::config::{Inference, Log};
 use facewise::engine::Runtime;
 use facewise::evaluate::{Crops, Means, Plan, evaluate};
@@ -55,8 +56,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let dataset = Arc::new(Dataset::open(&args.dataset)?);
     let metrics = Arc::new(Metrics::new());
     let library = Runtime::load(args.inference.onnxruntime.as_deref())?;
-    let repository = Repository::open(&library, &args.inference, Scope::Default, &metrics)?;
-    let pipeline = Pipeline::new(&args.inference, metrics)?;
+    let compute = Arc::new(Compute::default());
+    let models = Repository::open(&library, &args.inference, Scope::Default, &metrics, &compute)?.models();
+    let pipeline = Pipeline::new(&args.inference, metrics, compute)?;
     let plan = Plan {
         filter: args.filter.clone(),
         limit: args.limit,
@@ -72,7 +74,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {per_sec}, {eta} left")?);
     let runtime = tokio::runtime::Runtime::new().context("the async runtime cannot be started")?;
-    let means = Means { pipeline: &pipeline, model: repository.default_model(), detector: repository.detector() };
+    let means = Means { pipeline: &pipeline, model: models.default_model(), detector: models.detector() };
     let report = runtime.block_on(evaluate(&dataset, &plan, means, |done, total| {
         bar.set_length(total);
         bar.set_position(done);

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use facewise::answer::{Age, Classification, Extras, Face, Image, Landmarks};
+use facewise::compute::Compute;
 use facewise::config::{Inference, Log};
 use facewise::engine::{AttributeModel, Runtime};
 use facewise::pipeline::{Analysis, Pipeline, Whereabouts};
-use facewise::repository::{Repository, Scope};
+use facewise::repository::{Models, Repository, Scope};
 use facewise::tasks::Tasks;
 use facewise::telemetry::{self, Metrics};
 use facewise_core::detection::Selection;
@@ -76,10 +77,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     settings.validate()?;
     let metrics = Arc::new(Metrics::new());
     let library = Runtime::load(settings.onnxruntime.as_deref())?;
-    let repository = Repository::open(&library, settings, Scope::Default, &metrics)?;
-    let pipeline = Pipeline::new(settings, metrics)?;
-    let whereabouts = whereabouts(args, &repository)?;
-    let model = repository.default_model();
+    let compute = Arc::new(Compute::default());
+    let models = Repository::open(&library, settings, Scope::Default, &metrics, &compute)?.models();
+    let pipeline = Pipeline::new(settings, metrics, compute)?;
+    let whereabouts = whereabouts(args, &models)?;
+    let model = models.default_model();
 
     let pictures = pictures(&args.paths);
     let total = pictures.len();
@@ -122,10 +124,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn whereabouts(args: &Args, repository: &Repository) -> anyhow::Result<Whereabouts> {
+fn whereabouts(args: &Args, models: &Models) -> anyhow::Result<Whereabouts> {
     let max_faces = args.inference.max_faces;
     let selection = Selection { min_confidence: args.min_confidence, max_faces, ..Selection::default() };
-    match (args.detect, repository.detector()) {
+    match (args.detect, models.detector()) {
         (Some(Detect::False), _) | (None, None) => Ok(Whereabouts::CentredSquare),
         (Some(Detect::Crop), Some(detector)) => Ok(Whereabouts::Best(Arc::clone(detector), selection)),
         (Some(Detect::True) | None, Some(detector)) => Ok(Whereabouts::Everywhere(Arc::clone(detector), selection)),

@@ -149,7 +149,7 @@ fn agrees(spec: &TensorSpec, expected: &[Option<usize>]) -> Result<(), MismatchE
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Arc, mpsc};
 
     use image::Rgb;
@@ -170,6 +170,9 @@ mod tests {
         signature: Signature,
         runs: Arc<AtomicUsize>,
         held: Option<mpsc::Receiver<()>>,
+        /// Times that it was loaded anew; until it may be, that fails.
+        renewals: Arc<AtomicUsize>,
+        may_be_renewed: Arc<AtomicBool>,
     }
 
     fn tensor(name: &str, shape: &[Option<usize>]) -> TensorSpec {
@@ -182,7 +185,8 @@ mod tests {
             outputs: vec![tensor("smile", &[None, Some(2)]), tensor("gender", &[None, Some(2)])],
             manifest: None,
         };
-        Toy { signature, runs: Arc::default(), held: None }
+        let may_be_renewed = Arc::new(AtomicBool::new(true));
+        Toy { signature, runs: Arc::default(), held: None, renewals: Arc::default(), may_be_renewed }
     }
 
     impl Backend for Toy {
@@ -209,10 +213,21 @@ mod tests {
             };
             Ok(outputs.iter().map(answer).collect())
         }
+
+        fn renew(&self) -> Result<Box<dyn Backend>, BackendError> {
+            self.renewals.fetch_add(1, Ordering::SeqCst);
+            if !self.may_be_renewed.load(Ordering::SeqCst) {
+                return Err(BackendError("its file has gone".into()));
+            }
+            let Self { signature, runs, renewals, may_be_renewed, .. } = self;
+            let (runs, renewals) = (Arc::clone(runs), Arc::clone(renewals));
+            let (signature, may_be_renewed) = (signature.clone(), Arc::clone(may_be_renewed));
+            Ok(Box::new(Self { signature, runs, held: None, renewals, may_be_renewed }))
+        }
     }
 
     fn options() -> Options {
-        Options { max_batch: 4, max_queue: 4 }
+        Options { max_batch: 4, max_queue: 4, ..Options::default() }
     }
 
     fn started(toy: Toy, tasks: &Tasks) -> Result<AttributeModel, StartError> {
@@ -258,6 +273,63 @@ mod tests {
             assert!(error.contains(message), "{error}");
             assert!(ask(&model, [9; 3]).await.is_ok());
         }
+        assert!(model.model().is_alive());
+    }
+
+    #[tokio::test]
+    async fn a_poisoned_picture_fails_alone() {
+        // One worker, held until all five wait: they share a run.
+        for (poison, message, renewals) in [([0, 255, 0], "a green face", 0), ([255, 0, 0], "panicked", 2)] {
+            let (release, held) = mpsc::channel();
+            let toy = Toy { held: Some(held), ..toy() };
+            let (runs, renewed) = (Arc::clone(&toy.runs), Arc::clone(&toy.renewals));
+            let model = Arc::new(started(toy, &Tasks::default()).unwrap());
+            let ask = |colour| {
+                let model = Arc::clone(&model);
+                tokio::spawn(async move { ask(&model, colour).await })
+            };
+            let first = ask([51; 3]);
+            while runs.load(Ordering::SeqCst) < 3 {
+                tokio::task::yield_now().await;
+            }
+            let (good, bad, other) = (ask([51; 3]), ask(poison), ask([102; 3]));
+            while model.model().waiting() < 3 {
+                tokio::task::yield_now().await;
+            }
+            // The first run, the shared one, one each, and the gray one that asks whether the network still works.
+            for _ in 0..6 {
+                release.send(()).unwrap();
+            }
+            assert!(first.await.unwrap().is_ok());
+            let error = bad.await.unwrap().unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+            for (answer, smiling) in [(good, 0.2), (other, 0.4)] {
+                let attributes = answer.await.unwrap().unwrap();
+                let smile = &attributes.labels[1];
+                assert!((smile.probabilities()[1] - smiling).abs() < 1e-6, "{smile:?}");
+            }
+            assert_eq!(renewed.load(Ordering::SeqCst), renewals, "after a panic nobody trusts what it left behind");
+            assert!(model.model().is_alive());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_without_a_network_is_not_ready_until_it_has_one() {
+        let toy = toy();
+        let (renewals, may_be_renewed) = (Arc::clone(&toy.renewals), Arc::clone(&toy.may_be_renewed));
+        may_be_renewed.store(false, Ordering::SeqCst);
+        let model = Arc::new(started(toy, &Tasks::default()).unwrap());
+        let asked = {
+            let model = Arc::clone(&model);
+            tokio::spawn(async move { ask(&model, [255, 0, 0]).await })
+        };
+        while renewals.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!model.model().is_alive());
+        may_be_renewed.store(true, Ordering::SeqCst);
+        assert!(asked.await.unwrap().is_err());
+        assert!(ask(&model, [9; 3]).await.is_ok());
         assert!(model.model().is_alive());
     }
 

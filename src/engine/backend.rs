@@ -39,4 +39,10 @@ pub trait Backend: Send {
     /// # Errors
     /// When the library refuses the input or fails.
     fn run(&mut self, input: &[f32], shape: [usize; 4], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError>;
+
+    /// Loads the same network once more: for another worker, or in the place of a copy that panicked and cannot be trusted.
+    ///
+    /// # Errors
+    /// When it is not there any more, or has changed.
+    fn renew(&self) -> Result<Box<dyn Backend>, BackendError>;
 }

@@ -251,11 +251,15 @@ mod tests {
             };
             Ok(names.iter().map(|name| all(place(name))).collect())
         }
+
+        fn renew(&self) -> Result<Box<dyn Backend>, BackendError> {
+            Err(BackendError("there is no other".into()))
+        }
     }
 
     fn started(toy: Toy, manifest: Manifest, size: Option<u32>) -> Result<Detector, StartError> {
         let network = Network { manifest, sha256: "cd34".into(), backends: vec![Box::new(toy)] };
-        Detector::start(network, size, Options { max_batch: 4, max_queue: 8 }, &Metrics::new())
+        Detector::start(network, size, Options { max_batch: 4, max_queue: 8, ..Options::default() }, &Metrics::new())
     }
 
     fn square(detector: &Detector, colour: [u8; 3]) -> RgbImage {

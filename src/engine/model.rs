@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use facewise_core::decode::DecodeError;
 use facewise_core::detection::DetectionError;
@@ -13,16 +13,30 @@ use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError, Signature, TensorSpec};
 use super::queue::{Queue, Refusal};
-use super::worker::{self, Answer, Job};
+use super::worker::{Answer, Health, Job, Recipe, Worker};
+use crate::compute::Compute;
 use crate::telemetry::Metrics;
 
 /// How a model is run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Most pictures in a run.
     pub max_batch: usize,
+    /// Longest wait for a batch to fill; zero takes what is there.
+    pub max_delay: Duration,
     /// Most pictures that wait.
     pub max_queue: usize,
+    /// Threads inside a run.
+    pub threads: usize,
+    /// The bound on what computes at a time, which the runs keep to.
+    pub compute: Arc<Compute>,
+}
+
+impl Default for Options {
+    /// One picture a run, one thread a run, and the bound of this process.
+    fn default() -> Self {
+        Self { max_batch: 1, max_delay: Duration::ZERO, max_queue: 1024, threads: 1, compute: Arc::default() }
+    }
 }
 
 /// A network that is loaded and not yet at work.
@@ -136,6 +150,7 @@ pub struct Model {
     sha256: String,
     input_size: u32,
     queue: Arc<Queue<Job>>,
+    health: Arc<Health>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -152,26 +167,28 @@ impl Model {
         let Network { manifest, sha256, backends } = network;
         let (name, version) = (manifest.name.as_str(), manifest.version.as_str());
         let (outputs, lengths) = outputs.into_iter().map(|wanted| (wanted.name, wanted.length)).unzip();
-        let recipe = worker::Recipe {
+        let recipe = Recipe {
             input: Input { size: input_size, ..manifest.input.clone() },
             outputs,
             lengths,
             max_batch: options.max_batch,
+            max_delay: options.max_delay,
+            threads: options.threads,
+            compute: options.compute,
             inferences: metrics.inferences.with_label_values(&[name, version]),
             executions: metrics.executions.with_label_values(&[name, version]),
+            failures: metrics.inference_failures.with_label_values(&[name, version]),
             batch_size: metrics.batch_size.with_label_values(&[name]),
         };
-        let queue = Arc::new(Queue::new(options.max_queue));
-        let mut model = Self { manifest, sha256, input_size, queue, workers: Vec::new() };
+        let (queue, health) = (Arc::new(Queue::new(options.max_queue)), Arc::<Health>::default());
+        let mut model = Self { manifest, sha256, input_size, queue, health, workers: Vec::new() };
         for (index, mut backend) in backends.into_iter().enumerate() {
             recipe.warm_up(backend.as_mut())?;
-            let (recipe, queue) = (recipe.clone(), Arc::clone(&model.queue));
-            let worker = thread::Builder::new()
-                .name(format!("network-{index}"))
-                .spawn(move || recipe.work(&queue, backend.as_mut()))?;
-            model.workers.push(worker);
+            let (queue, health) = (Arc::clone(&model.queue), Arc::clone(&model.health));
+            let worker = Worker { recipe: recipe.clone(), queue, health, backend };
+            let thread = thread::Builder::new().name(format!("network-{index}")).spawn(move || worker.work())?;
+            model.workers.push(thread);
         }
-        metrics.model_info.with_label_values(&[model.name(), model.version(), model.sha256.as_str()]).set(1);
         Ok(model)
     }
 
@@ -205,9 +222,9 @@ impl Model {
         self.queue.len()
     }
 
-    /// Whether every worker is alive.
+    /// Whether every worker is alive and has a network that works.
     pub fn is_alive(&self) -> bool {
-        self.workers.iter().all(|worker| !worker.is_finished())
+        self.health.is_good() && self.workers.iter().all(|worker| !worker.is_finished())
     }
 
     /// Asks the network about pictures of [`Self::input_size`] pixels a side. They go into the queue together or not at

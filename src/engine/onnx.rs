@@ -13,6 +13,7 @@ use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::backend::{Backend, BackendError, Signature, TensorSpec};
+use crate::stamp::Stamp;
 
 /// ONNX Runtime allows one environment in a process, and so one library; whoever asks later gets the first.
 static LOADED: Mutex<Option<Environment>> = Mutex::new(None);
@@ -83,6 +84,7 @@ impl Runtime {
     /// own folder.
     pub fn open(&self, path: &Path, threads: usize) -> Result<OnnxBackend, BackendError> {
         // Through a file, not through memory: ONNX Runtime then knows the folder that external data must lie in.
+        let stamp = Stamp::of(path);
         let session = self
             .options(threads)
             .map_err(|error| BackendError(error.to_string()))?
@@ -91,7 +93,8 @@ impl Runtime {
         let manifest = session.metadata().ok().and_then(|metadata| metadata.custom(METADATA_KEY));
         let specs = |outlets: &[Outlet]| outlets.iter().map(tensor_spec).collect();
         let signature = Signature { inputs: specs(session.inputs()), outputs: specs(session.outputs()), manifest };
-        Ok(OnnxBackend { session, signature, selected: None })
+        let source = Source { runtime: self.clone(), path: path.to_owned(), threads, stamp };
+        Ok(OnnxBackend { session, signature, selected: None, source })
     }
 
     fn options(&self, threads: usize) -> Result<SessionBuilder, ort::Error> {
@@ -120,6 +123,15 @@ pub struct OnnxBackend {
     signature: Signature,
     /// Options for the outputs asked for last: a server asks for the same ones always.
     selected: Option<(Vec<String>, RunOptions<HasSelectedOutputs>)>,
+    source: Source,
+}
+
+/// Where a network came from.
+struct Source {
+    runtime: Runtime,
+    path: PathBuf,
+    threads: usize,
+    stamp: Stamp,
 }
 
 impl OnnxBackend {
@@ -154,5 +166,14 @@ impl Backend for OnnxBackend {
 
     fn run(&mut self, input: &[f32], shape: [usize; 4], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
         self.try_run(input, shape, outputs).map_err(|error| BackendError(error.to_string()))
+    }
+
+    fn renew(&self) -> Result<Box<dyn Backend>, BackendError> {
+        let Source { runtime, path, threads, stamp } = &self.source;
+        // A worker must not answer with another network than its neighbours.
+        if *stamp != Stamp::of(path) {
+            return Err(BackendError(format!("'{}' has changed since it was loaded", path.display())));
+        }
+        Ok(Box::new(runtime.open(path, *threads)?))
     }
 }

@@ -1,6 +1,7 @@
 //! The line in front of a network: bounded, first come first served, shared by the workers.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -54,11 +55,21 @@ impl<T> Queue<T> {
 
     /// Waits for items and takes a batch of those that are still `wanted`; unwanted ones are dropped on the way.
     ///
-    /// A batch is as large as possible without waiting for more: this worker's share of what waits, when others are
-    /// idle too, and never more than `most`. `None` once the queue is closed and everything is taken.
-    pub(super) fn take(&self, most: usize, wanted: impl Fn(&T) -> bool) -> Option<Vec<T>> {
+    /// A batch is this worker's share of what waits, when others are idle too, and never more than `most`. For a batch that
+    /// is not full it waits `patience` at most, counted from when it saw the first item; with none, which is the rule, it
+    /// takes what is there. `None` once the queue is closed and everything is taken.
+    pub(super) fn take(&self, most: usize, patience: Duration, wanted: impl Fn(&T) -> bool) -> Option<Vec<T>> {
         let mut state = self.state.lock();
+        let mut until = None;
         loop {
+            if state.items.is_empty() {
+                until = None;
+            } else if !patience.is_zero() && state.items.len() < most && !state.closed {
+                let until = *until.get_or_insert_with(|| Instant::now() + patience);
+                if !self.arrived.wait_until(&mut state, until).timed_out() {
+                    continue;
+                }
+            }
             if !state.items.is_empty() {
                 let share = state.items.len().div_ceil(state.idle + 1).min(most);
                 let mut batch = Vec::with_capacity(share);
@@ -89,6 +100,11 @@ impl<T> Queue<T> {
         self.state.lock().items.len()
     }
 
+    /// Whether nothing is taken in any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Takes nothing in any more; what waits is still handed out.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
@@ -103,6 +119,8 @@ mod tests {
 
     use super::*;
 
+    const NONE: Duration = Duration::ZERO;
+
     fn filled(items: std::ops::Range<u32>) -> Queue<u32> {
         let queue = Queue::new(100);
         assert_eq!(queue.push(items.collect()), Ok(()));
@@ -112,14 +130,14 @@ mod tests {
     #[test]
     fn batches_are_as_large_as_allowed_and_in_order() {
         let queue = filled(0..5);
-        assert_eq!(queue.take(3, |_| true), Some(vec![0, 1, 2]));
-        assert_eq!(queue.take(3, |_| true), Some(vec![3, 4]));
+        assert_eq!(queue.take(3, NONE, |_| true), Some(vec![0, 1, 2]));
+        assert_eq!(queue.take(3, NONE, |_| true), Some(vec![3, 4]));
     }
 
     #[test]
     fn unwanted_items_take_no_place_in_a_batch() {
         let queue = filled(0..8);
-        assert_eq!(queue.take(3, |item| item % 2 == 1), Some(vec![1, 3, 5]));
+        assert_eq!(queue.take(3, NONE, |item| item % 2 == 1), Some(vec![1, 3, 5]));
         assert_eq!(queue.len(), 2);
     }
 
@@ -132,8 +150,8 @@ mod tests {
         );
         queue.close();
         assert_eq!(queue.push(vec![4]), Err(Refusal::Closed));
-        assert_eq!(queue.take(9, |_| true), Some(vec![1, 2]));
-        assert_eq!(queue.take(9, |_| true), None);
+        assert_eq!(queue.take(9, NONE, |_| true), Some(vec![1, 2]));
+        assert_eq!(queue.take(9, NONE, |_| true), None);
     }
 
     #[test]
@@ -141,7 +159,27 @@ mod tests {
         let queue = Queue::new(3);
         assert_eq!((queue.push(vec![1, 2]), queue.push(vec![3, 4])), (Ok(()), Err(Refusal::Full)));
         assert_eq!((queue.push(vec![5]), queue.push(vec![])), (Ok(()), Ok(())));
-        assert_eq!(queue.take(9, |_| true), Some(vec![1, 2, 5]));
+        assert_eq!(queue.take(9, NONE, |_| true), Some(vec![1, 2, 5]));
+    }
+
+    #[test]
+    fn patience_fills_a_batch_and_ends() {
+        let queue = Arc::new(filled(0..1));
+        let patient = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.take(3, Duration::from_mins(1), |_| true))
+        };
+        assert_eq!(queue.push(vec![1]), Ok(()));
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(queue.len(), 2, "two of three wait for the third");
+        assert_eq!(queue.push(vec![2]), Ok(()));
+        assert_eq!(patient.join().expect("no panic"), Some(vec![0, 1, 2]));
+
+        assert_eq!(queue.push(vec![3]), Ok(()));
+        assert_eq!(queue.take(3, Duration::from_millis(1), |_| true), Some(vec![3]), "nobody else comes");
+        assert_eq!(queue.push(vec![4]), Ok(()));
+        queue.close();
+        assert_eq!(queue.take(3, Duration::from_mins(1), |_| true), Some(vec![4]), "nobody else may come");
     }
 
     #[test]
@@ -152,7 +190,7 @@ mod tests {
                 let queue = Arc::clone(&queue);
                 thread::spawn(move || {
                     let mut taken = Vec::new();
-                    while let Some(batch) = queue.take(7, |_| true) {
+                    while let Some(batch) = queue.take(7, NONE, |_| true) {
                         assert!((1..=7).contains(&batch.len()));
                         taken.extend(batch);
                     }

@@ -1,6 +1,8 @@
 //! A thread that owns a network: it takes what waits, fills the batch tensor, runs, and answers each picture.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use facewise_core::crop::normalise;
@@ -11,6 +13,10 @@ use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError};
 use super::queue::Queue;
+use crate::compute::{Compute, Priority};
+
+/// How long a worker waits before it tries again to load a network that could not be loaded.
+const LOAD_AGAIN: Duration = Duration::from_secs(1);
 
 /// One square picture that waits for the network: the crop of a face, or what a detector looks at.
 pub(super) struct Job {
@@ -43,8 +49,15 @@ pub(super) struct Recipe {
     pub(super) lengths: Vec<usize>,
     /// Most pictures in a run.
     pub(super) max_batch: usize,
+    /// Longest wait for a batch to fill.
+    pub(super) max_delay: Duration,
+    /// Threads inside a run.
+    pub(super) threads: usize,
+    /// The bound that runs keep to.
+    pub(super) compute: Arc<Compute>,
     pub(super) inferences: IntCounter,
     pub(super) executions: IntCounter,
+    pub(super) failures: IntCounter,
     pub(super) batch_size: Histogram,
 }
 
@@ -82,49 +95,138 @@ impl Recipe {
 
     /// Runs the network on gray pictures, so that the first request does not pay for what is done once.
     pub(super) fn warm_up(&self, backend: &mut dyn Backend) -> Result<(), BackendError> {
+        [1, self.max_batch].into_iter().try_for_each(|batch| self.check(backend, batch))
+    }
+
+    /// Runs the network on gray pictures, which no network has reason to refuse.
+    fn check(&self, backend: &mut dyn Backend, batch: usize) -> Result<(), BackendError> {
         let gray = RgbImage::from_pixel(self.input.size, self.input.size, facewise_core::crop::PADDING);
-        let mut tensor = Vec::new();
-        for batch in [1, self.max_batch] {
-            shielded(|| self.run(backend, &mut tensor, &vec![&gray; batch]))?;
-        }
-        Ok(())
+        let run = || self.run(backend, &mut Vec::new(), &vec![&gray; batch]);
+        shielded(run)
+            .unwrap_or_else(|Panicked| Err(BackendError("a run on a gray picture panicked".into())))
+            .map(|_| ())
     }
+}
 
+/// What is known about the workers of a model.
+#[derive(Default)]
+pub(super) struct Health {
+    /// Workers that have lost their network and have no other yet.
+    without_network: AtomicUsize,
+}
+
+impl Health {
+    /// Whether every worker has a network that works.
+    pub(super) fn is_good(&self) -> bool {
+        self.without_network.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// A thread's work, its own network in hand.
+pub(super) struct Worker {
+    pub(super) recipe: Recipe,
+    pub(super) queue: Arc<Queue<Job>>,
+    pub(super) health: Arc<Health>,
+    pub(super) backend: Box<dyn Backend>,
+}
+
+impl Worker {
     /// Works until the queue is closed and empty.
-    pub(super) fn work(&self, queue: &Queue<Job>, backend: &mut dyn Backend) {
-        let mut tensor = Vec::with_capacity(self.max_batch * self.picture_len());
-        while let Some(jobs) = queue.take(self.max_batch, |job| !job.reply.is_closed()) {
-            self.answer(jobs, backend, &mut tensor);
+    pub(super) fn work(mut self) {
+        let mut tensor = Vec::with_capacity(self.recipe.max_batch * self.recipe.picture_len());
+        let queue = Arc::clone(&self.queue);
+        while let Some(jobs) = queue.take(self.recipe.max_batch, self.recipe.max_delay, |job| !job.reply.is_closed()) {
+            self.answer(jobs, &mut tensor);
         }
     }
 
-    fn answer(&self, jobs: Vec<Job>, backend: &mut dyn Backend, tensor: &mut Vec<f32>) {
-        let started = Instant::now();
+    /// Answers pictures that share a run. When it fails, each gets a run of its own, so that the one that is to blame fails
+    /// alone.
+    fn answer(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>) {
+        let Err(Failed { jobs, error }) = self.run(jobs, tensor) else { return };
+        if jobs.len() > 1 {
+            tracing::warn!(%error, pictures = jobs.len(), "a run of the network failed: each picture is tried alone");
+            for job in jobs.into_iter().filter(|job| !job.reply.is_closed()) {
+                self.answer(vec![job], tensor);
+            }
+            return;
+        }
+        tracing::error!(%error, "a run of the network failed");
+        for job in jobs {
+            let _ = job.reply.send(Err(error.clone()));
+        }
+        // The picture's fault, or the network's?
+        if let Err(error) = self.recipe.check(self.backend.as_mut(), 1) {
+            tracing::error!(%error, "a network does not work any more");
+            self.renew();
+        }
+    }
+
+    /// One run. The answers are sent, or the pictures come back with the reason.
+    fn run(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>) -> Result<(), Failed> {
+        let Self { recipe, backend, .. } = self;
         let pictures: Vec<&RgbImage> = jobs.iter().map(|job| &job.picture).collect();
-        let result = shielded(|| self.run(backend, tensor, &pictures));
+        let (started, result) = recipe.compute.run(Priority::Network, recipe.threads, || {
+            (Instant::now(), shielded(|| recipe.run(backend.as_mut(), tensor, &pictures)))
+        });
         let inference = started.elapsed();
-        self.executions.inc();
-        self.inferences.inc_by(jobs.len() as u64);
-        self.batch_size.observe(jobs.len() as f64);
-        match result {
-            Ok(answers) => {
+        recipe.executions.inc();
+        recipe.inferences.inc_by(jobs.len() as u64);
+        recipe.batch_size.observe(jobs.len() as f64);
+        let error = match result {
+            Ok(Ok(answers)) => {
                 for (job, rows) in jobs.into_iter().zip(answers) {
                     let queue = started.duration_since(job.queued);
                     // A receiver that has gone meanwhile wants no answer.
                     let _ = job.reply.send(Ok(Answer { rows, queue, inference }));
                 }
+                return Ok(());
             }
-            Err(error) => {
-                tracing::error!(%error, pictures = jobs.len(), "a run of the network failed");
-                for job in jobs {
-                    let _ = job.reply.send(Err(error.clone()));
+            Ok(Err(error)) => error,
+            Err(Panicked) => {
+                self.renew();
+                BackendError("the run panicked".into())
+            }
+        };
+        self.recipe.failures.inc();
+        Err(Failed { jobs, error })
+    }
+
+    /// Puts a new network in the place of one that panicked, for nobody knows what state that left it in, or that does not work.
+    /// Where none can be loaded, this worker stands still and tries again; the model is not ready meanwhile.
+    fn renew(&mut self) {
+        self.health.without_network.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let renewed = self.backend.renew().and_then(|mut fresh| {
+                self.recipe.warm_up(fresh.as_mut())?;
+                Ok(fresh)
+            });
+            match renewed {
+                Ok(fresh) => {
+                    self.backend = fresh;
+                    tracing::warn!("a worker has loaded its network anew");
+                    break;
                 }
+                Err(error) => tracing::error!(%error, "a network cannot be loaded anew"),
             }
+            if self.queue.is_closed() {
+                break;
+            }
+            std::thread::sleep(LOAD_AGAIN);
         }
+        self.health.without_network.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
+/// Pictures without an answer.
+struct Failed {
+    jobs: Vec<Job>,
+    error: BackendError,
+}
+
+struct Panicked;
+
 /// A panic in the library must neither end the thread nor leave anybody waiting.
-fn shielded<T>(run: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(BackendError("the run panicked".into())))
+fn shielded<T>(run: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|_| Panicked)
 }

@@ -1,6 +1,7 @@
 //! The shipped network in the engine.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use facewise::config::Settings;
 use facewise::engine::{Attributes, Runtime};
@@ -18,11 +19,12 @@ fn numbers(attributes: &Attributes) -> Vec<f32> {
 
 #[tokio::test]
 async fn a_face_in_a_batch_is_answered_as_alone() {
-    let metrics = Metrics::new();
+    let metrics = Arc::new(Metrics::new());
     let mut settings = Settings::from_flags(["--workers", "1"]).unwrap().inference;
     settings.models = PathBuf::from(MODELS);
-    let repository = Repository::open(&Runtime::load(None).unwrap(), &settings, Scope::Default, &metrics).unwrap();
-    let (model, network) = (repository.default_model(), repository.default_model().model());
+    let runtime = Runtime::load(None).unwrap();
+    let models = Repository::open(&runtime, &settings, Scope::Default, &metrics, &Arc::default()).unwrap().models();
+    let (model, network) = (models.default_model(), models.default_model().model());
     let faces: Vec<_> = (0..40).map(|seed| picture(network.input_size(), network.input_size(), seed)).collect();
 
     let mut alone = Vec::new();

@@ -50,6 +50,12 @@ impl TestServer {
         self.client.get(self.url(path))
     }
 
+    /// Asks for a change of a model; the status, and the answer or nothing.
+    pub(crate) async fn change(&self, model: &str, action: &str) -> (u16, Value) {
+        let response = self.post(&format!("/v1/models/{model}/{action}")).send().await.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap_or_default())
+    }
+
     pub(crate) fn post(&self, path: &str) -> RequestBuilder {
         self.client.post(self.url(path))
     }
@@ -204,6 +210,20 @@ impl ModelsCopy {
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("model.onnx"), network).unwrap();
         fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+    }
+
+    /// Puts a version of a model that knows smiles only into the folder, with this network.
+    pub(crate) fn write_smiles(&self, version: &str, network: &[u8]) {
+        let folder = self.root.path().join("smiles").join(version);
+        let manifest = json!({
+            "schema": 1, "name": "smiles", "version": version, "kind": "attributes",
+            "input": {"name": "pixels", "size": 8, "colour": "rgb", "mean": [0, 0, 0], "sd": [1, 1, 1],
+                      "template": {"right_eye": [0.3, 0.37], "left_eye": [0.7, 0.37], "mouth": [0.5, 0.77]}},
+            "heads": [{"task": "smile", "output": "smile", "labels": ["neutral", "smiling"]}],
+        });
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+        fs::write(folder.join("model.onnx"), network).unwrap();
     }
 
     pub(crate) fn path(&self) -> &str {

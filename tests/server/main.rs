@@ -11,5 +11,6 @@ mod harness;
 mod onnx;
 mod operations;
 mod predict;
+mod reload;
 mod shutdown;
 mod startup;

@@ -99,6 +99,25 @@ pub(crate) fn network_with_weights_in(location: &str) -> Vec<u8> {
     .file()
 }
 
+/// A network that says of every face that it smiles with this probability: an ONNX network without a manifest inside.
+pub(crate) fn smiles(probability: f32) -> Vec<u8> {
+    let face = [Side::Open("batch"), Side::Fixed(3), Side::Fixed(8), Side::Fixed(8)];
+    Graph {
+        nodes: vec![
+            node("Conv", &["pixels", "weights", "biases"], "map", &[("kernel_shape", &[1, 1])]),
+            node("GlobalAveragePool", &["map"], "mean", &[]),
+            node("Flatten", &["mean"], "smile", &[]),
+        ],
+        constants: vec![
+            floats("weights", &[2, 3, 1, 1], &[0.0; 6]),
+            floats("biases", &[2], &[1.0 - probability, probability]),
+        ],
+        inputs: vec![tensor("pixels", &face)],
+        outputs: vec![tensor("smile", &[Side::Open("batch"), Side::Fixed(2)])],
+    }
+    .file()
+}
+
 /// Logit of a face on a cell of the mean colour `8·(red − green + blue) − 19`, with colours from −1 to 1: magenta is a face
 /// (0.993), with a green of 32 of 255 (0.95) and of 64 (0.73) too; no other colour is one.
 const SCORE: [f32; 4] = [8.0, -8.0, 8.0, -19.0];

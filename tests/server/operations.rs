@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use image::ImageFormat;
 use serde_json::{Value, json};
 
-use crate::harness::{TestServer, jpeg, problem};
+use crate::harness::{TestServer, encoded, jpeg, picture, problem};
 
 #[tokio::test]
 async fn a_server_is_live_and_ready() {
@@ -45,6 +46,38 @@ async fn every_answer_carries_the_requests_id() {
     assert_eq!(answer["id"], id);
     let response = server.get("/health/live").header("x-request-id", "not fit; for a log").send().await.unwrap();
     assert_eq!(response.headers()["x-request-id"].len(), 26);
+}
+
+#[tokio::test]
+async fn a_request_may_give_itself_less_time() {
+    let server = TestServer::start(&[]).await;
+    let large = encoded(&picture(2000, 1500, 3), ImageFormat::Jpeg);
+    let hurried = server.predict("", large.clone()).header("x-request-timeout-ms", "1");
+    let (status, code, _) = problem(hurried.send().await.unwrap()).await;
+    assert_eq!((status, code.as_str()), (429, "deadline"));
+    let metrics = server.get("/metrics").send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains(r#"facewise_rejected_total{reason="deadline"} 1"#), "{metrics}");
+    let patient = server.predict("", large).header("x-request-timeout-ms", "600000");
+    assert_eq!(patient.send().await.unwrap().status(), 200);
+    let confused = server.predict("", jpeg(1)).header("x-request-timeout-ms", "soon");
+    assert_eq!(problem(confused.send().await.unwrap()).await.0, 400);
+}
+
+#[tokio::test]
+async fn timings_are_in_a_header_too() {
+    let server = TestServer::start(&[]).await;
+    let response = server.predict("", jpeg(1)).send().await.unwrap();
+    let header = response.headers()["server-timing"].to_str().unwrap().to_owned();
+    let timings = response.json::<Value>().await.unwrap()["timings"].clone();
+    let stages: Vec<(&str, f64)> = header
+        .split(", ")
+        .map(|entry| entry.split_once(";dur=").unwrap())
+        .map(|(stage, ms)| (stage, ms.parse().unwrap()))
+        .collect();
+    for (stage, key) in [("decode", "decode_ms"), ("inference", "inference_ms"), ("total", "total_ms")] {
+        let ms = timings[key].as_f64().unwrap();
+        assert!(ms > 0.0 && stages.contains(&(stage, ms)), "{header} against {timings}");
+    }
 }
 
 #[tokio::test]
