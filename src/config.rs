@@ -60,7 +60,8 @@ pub struct Inference {
     /// The ONNX Runtime library [default: looked for in .onnxruntime/ and the system's folders]
     #[arg(long, value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
-    /// Threads that each run a network of their own [default: the CPUs available]
+    /// Threads that each run a network of their own; `facewise tune` measures how many are best [default: the CPUs available,
+    /// divided by --intra-threads]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub workers: Option<usize>,
     /// Threads inside one run of a network
@@ -158,6 +159,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// The file cannot be written.
+    #[error("the configuration file '{}' cannot be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// Two settings contradict each other.
     #[error("{0}")]
@@ -341,10 +350,15 @@ pub fn layered(command: Command, file: &File) -> Command {
     command.args_override_self(true).mut_args(|arg| layer_arg(arg, file)).mut_subcommands(|sub| layered(sub, file))
 }
 
+/// The environment variable of a setting.
+pub fn variable(setting: &str) -> String {
+    format!("FACEWISE_{}", setting.to_uppercase().replace('-', "_"))
+}
+
 fn layer_arg(arg: clap::Arg, file: &File) -> clap::Arg {
     let Some(long) = arg.get_long() else { return arg };
-    let variable = format!("FACEWISE_{}", long.to_uppercase().replace('-', "_"));
     let value = file.0.get(long).cloned();
+    let variable = variable(long);
     let arg = arg.env(variable).hide_env_values(true);
     match value {
         Some(value) => arg.default_value(Resettable::Value(value.into())),

@@ -17,3 +17,4 @@ pub mod server;
 mod stamp;
 pub mod tasks;
 pub mod telemetry;
+pub mod tune;

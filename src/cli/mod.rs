@@ -4,13 +4,15 @@ mod evaluate;
 mod openapi;
 mod predict;
 mod serve;
+mod tune;
 
 use std::env;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use facewise::config::{self, File};
+use facewise::config::{self, ConfigError, File};
 
 /// Age, gender, smile and emotion from faces.
 ///
@@ -35,6 +37,23 @@ enum Command {
     Predict(Box<predict::Args>),
     /// Score a labelled set
     Evaluate(Box<evaluate::Args>),
+    /// Measure with which settings the networks run fastest on this machine, and write them into facewise.toml
+    ///
+    /// The default model and the detector are run with enough pictures waiting, for a minute or more, on numbers of workers and
+    /// of threads inside a run that together fill the CPUs available or half of them. The file that is written is facewise.toml, or
+    /// the one of --config; the rest of it stays as it is. What is measured is --workers, --intra-threads, --max-batch and
+    /// --max-detector-batch: their values do not count here.
+    ///
+    /// Without having been tuned, there is one worker with one thread for each CPU available, and a run takes 32 faces or 8
+    /// pictures at most. Do it anew on another machine, with other CPU limits, and with other models.
+    #[command(
+        mut_arg("log_level", |level| level.default_value("warn")),
+        mut_arg("workers", |measured| measured.hide(true)),
+        mut_arg("intra_threads", |measured| measured.hide(true)),
+        mut_arg("max_batch", |measured| measured.hide(true)),
+        mut_arg("max_detector_batch", |measured| measured.hide(true))
+    )]
+    Tune(Box<tune::Args>),
     /// Print the description of the HTTP interface
     #[command(hide = true)]
     Openapi,
@@ -42,8 +61,12 @@ enum Command {
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
-    let file = match File::read(config_file().as_deref()) {
+    let glance = Glance::of_the_arguments();
+    let file = match File::read(glance.config.as_deref()) {
         Ok(file) => file,
+        Err(ConfigError::Read { source, .. }) if glance.writes && source.kind() == ErrorKind::NotFound => {
+            File::default()
+        }
         Err(error) => return fail(&error.into(), 2),
     };
     let cli: Cli = match config::parse(env::args_os(), &file) {
@@ -54,6 +77,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args.settings),
         Command::Predict(args) => predict::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Tune(args) => tune::run(&args, cli.config.as_deref()),
         Command::Openapi => openapi::run(),
     };
     match done {
@@ -75,12 +99,22 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 }
 
 /// The configuration file must be known before the flags can be parsed over it: a first, lenient look.
-fn config_file() -> Option<PathBuf> {
-    let command = config::layered(Cli::command(), &File::default()).ignore_errors(true);
-    let matches = command.try_get_matches_from(env::args_os()).ok()?;
-    matches
-        .subcommand()
-        .and_then(|(_, matches)| matches.get_one::<PathBuf>("config"))
-        .or_else(|| matches.get_one::<PathBuf>("config"))
-        .cloned()
+#[derive(Default)]
+struct Glance {
+    config: Option<PathBuf>,
+    /// Whether the file is written by the command, and so need not be there.
+    writes: bool,
+}
+
+impl Glance {
+    fn of_the_arguments() -> Self {
+        let command = config::layered(Cli::command(), &File::default()).ignore_errors(true);
+        let Ok(matches) = command.try_get_matches_from(env::args_os()) else { return Self::default() };
+        let config = matches
+            .subcommand()
+            .and_then(|(_, matches)| matches.get_one::<PathBuf>("config"))
+            .or_else(|| matches.get_one::<PathBuf>("config"))
+            .cloned();
+        Self { config, writes: matches.subcommand_name() == Some("tune") }
+    }
 }

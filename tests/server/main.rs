@@ -14,3 +14,4 @@ mod predict;
 mod reload;
 mod shutdown;
 mod startup;
+mod tune;
