@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
 use crate::config::Settings;
+use crate::line::Line;
 use crate::pipeline::Pipeline;
 use crate::repository::Repository;
 use crate::telemetry::Metrics;
@@ -20,8 +21,10 @@ pub struct App {
     pub repository: Repository,
     /// The way of a picture.
     pub pipeline: Pipeline,
-    /// One permit for each prediction that may be in progress.
+    /// One permit for each prediction that may be in the server.
     pub admission: Semaphore,
+    /// The line in which they wait for their turn.
+    pub line: Line,
     stopping: AtomicBool,
 }
 
@@ -29,7 +32,8 @@ impl App {
     /// Puts the parts together.
     pub fn new(settings: Settings, metrics: Arc<Metrics>, repository: Repository, pipeline: Pipeline) -> Self {
         let admission = Semaphore::new(settings.http.max_requests);
-        Self { settings, metrics, repository, pipeline, admission, stopping: AtomicBool::new(false) }
+        let line = Line::new(settings.inference.in_progress());
+        Self { settings, metrics, repository, pipeline, admission, line, stopping: AtomicBool::new(false) }
     }
 
     /// Whether new requests are welcome: the models can answer, and the server is not being stopped.

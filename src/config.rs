@@ -82,6 +82,9 @@ pub struct Inference {
     /// Most faces of a picture that are answered, the most confident ones
     #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "100")]
     pub max_faces: usize,
+    /// Most pictures in progress, from their bytes to the answer; the others wait in line [default: 4 for each CPU available]
+    #[arg(long, value_name = "PICTURES", value_parser = at_least_one)]
+    pub max_in_progress: Option<usize>,
     /// Threads that decode and crop pictures [default: the CPUs available]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub decode_threads: Option<usize>,
@@ -103,7 +106,7 @@ pub struct Http {
     /// Largest body of a request
     #[arg(long, value_name = "SIZE", default_value = "20MB")]
     pub max_body: ByteSize,
-    /// Most predictions in progress; more are answered 429
+    /// Most predictions in the server, in line and in progress; more are answered 429
     #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "512")]
     pub max_requests: usize,
     /// Longest time for a whole request
@@ -206,6 +209,11 @@ impl Inference {
     /// Threads that run networks.
     pub fn worker_count(&self) -> usize {
         self.workers.unwrap_or_else(|| (available_cpus() / self.intra_threads).max(1))
+    }
+
+    /// Most pictures in progress.
+    pub fn in_progress(&self) -> usize {
+        self.max_in_progress.unwrap_or_else(|| 4 * available_cpus())
     }
 
     /// Threads that decode pictures.

@@ -11,6 +11,7 @@ use utoipa::{IntoResponses, ToSchema};
 
 use crate::cpu::Panicked;
 use crate::engine::EngineError;
+use crate::line::TooLate;
 use crate::pipeline::PipelineError;
 use crate::repository::RepositoryError;
 
@@ -272,6 +273,12 @@ impl From<RepositoryError> for ApiError {
             RepositoryError::Unknown { .. } | RepositoryError::NotServed(_) => Self::not_found(error.to_string()),
             error => Self::bad_request(error.to_string()),
         }
+    }
+}
+
+impl From<TooLate> for ApiError {
+    fn from(_: TooLate) -> Self {
+        Self::deadline()
     }
 }
 

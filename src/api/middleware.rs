@@ -32,6 +32,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
+/// When a request's answer is worth nothing any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(pub(super) Instant);
+
 /// Label of a method or path that is none of ours.
 const OTHER: &str = "other";
 
@@ -142,7 +146,7 @@ async fn shield(request: Request, next: Next) -> Response {
 }
 
 /// Drops a request that takes too long, and with it all its work that waits somewhere.
-async fn time_limit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn time_limit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let limit = match own_limit(request.headers()) {
         Ok(own) => own.map_or(app.settings.http.request_timeout(), |own| own.min(app.settings.http.request_timeout())),
         Err(error) => {
@@ -150,7 +154,9 @@ async fn time_limit(State(app): State<Arc<App>>, request: Request, next: Next) -
             return error.into_response();
         }
     };
-    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| ApiError::deadline().into_response())
+    let deadline = tokio::time::Instant::now() + limit;
+    request.extensions_mut().insert(Deadline(deadline.into_std()));
+    tokio::time::timeout_at(deadline, next.run(request)).await.unwrap_or_else(|_| ApiError::deadline().into_response())
 }
 
 /// The time that a client gives its request, if it says so.

@@ -14,7 +14,7 @@ use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::error::{ApiError, Code, responses};
-use super::middleware::RequestId;
+use super::middleware::{Deadline, RequestId};
 use super::{body, models, upload};
 use crate::answer::{Extras, Prediction};
 use crate::app::App;
@@ -176,6 +176,7 @@ impl IntoResponses for Errors {
 pub(super) async fn predict(
     State(app): State<Arc<App>>,
     Extension(RequestId(id)): Extension<RequestId>,
+    Extension(Deadline(deadline)): Extension<Deadline>,
     request: Request,
 ) -> Result<impl IntoResponse, ApiError> {
     let started = Instant::now();
@@ -186,6 +187,7 @@ pub(super) async fn predict(
     // The body comes first: an answer to a client that still sends might never be read.
     let (head, body) = body::read(request, &app.settings.http).await?;
     let Wishes { model, tasks, whereabouts, extras } = Parameters::of(&head.uri)?.wishes(&app)?;
+    let _place = app.line.enter(deadline).await?;
     let picture = upload::picture(&head.headers, body, app.pipeline.cpu()).await?;
     let analysis = app.pipeline.analyse(picture, whereabouts, &model, &tasks).await?;
     let prediction = Prediction::new(id.to_string(), model.model(), &analysis, extras, started.elapsed());

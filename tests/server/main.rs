@@ -10,6 +10,7 @@ mod group;
 mod harness;
 mod onnx;
 mod operations;
+mod overload;
 mod predict;
 mod reload;
 mod shutdown;

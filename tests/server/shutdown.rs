@@ -18,11 +18,13 @@ struct Server {
     _models: ModelsCopy,
 }
 
-fn start() -> Server {
+fn start(flags: &[&str]) -> Server {
     let models = ModelsCopy::with_detector();
     let arguments = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json", "--log-level", "warn,facewise=debug"];
-    let mut child =
-        program(&[&arguments[..], &["--models", models.path()][..]].concat()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = program(&[&arguments[..], &["--models", models.path()], flags].concat())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let (send, log) = channel();
     std::thread::spawn(move || {
@@ -46,7 +48,7 @@ fn terminate(child: &Child) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_no_admitted_request() {
-    let Server { mut child, log, address, _models } = start();
+    let Server { mut child, log, address, _models } = start(&[]);
     let url = format!("http://{address}/v1/predict");
     let answered = Arc::new(AtomicU64::new(0));
     let clients: Vec<_> = (0..48)
@@ -85,10 +87,49 @@ async fn sigterm_under_load_loses_no_admitted_request() {
     assert_eq!(count(&events, "stopped: everything admitted was answered"), 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_answers_what_it_admitted_and_stops() {
+    let Server { mut child, log, address, _models } = start(&["--max-requests", "4", "--max-queue", "100"]);
+    let url = format!("http://{address}/v1/predict");
+    let refused = Arc::new(AtomicU64::new(0));
+    let clients: Vec<_> = (0..32)
+        .map(|seed| {
+            let (url, refused, client, picture) = (url.clone(), Arc::clone(&refused), client(), jpeg(seed));
+            tokio::spawn(async move {
+                let mut answered = 0;
+                loop {
+                    let request = client.post(&url).header("content-type", "image/jpeg").body(picture.clone());
+                    let Ok(response) = request.send().await else { return answered };
+                    let status = response.status().as_u16();
+                    let body: Value = response.json().await.expect("an answer that began is complete");
+                    match status {
+                        200 => assert_eq!(body["faces"].as_array().unwrap().len(), 1),
+                        _ => assert_eq!((status, &body["code"]), (429, &Value::from("overloaded"))),
+                    }
+                    answered += 1;
+                    refused.fetch_add(u64::from(status == 429), Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    while refused.load(Ordering::SeqCst) < 300 {
+        assert!(child.try_wait().unwrap().is_none(), "the server serves");
+        tokio::task::yield_now().await;
+    }
+    terminate(&child);
+    let mut answered: u64 = 0;
+    for client in clients {
+        answered += client.await.expect("every answer is complete");
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let received = log.iter().filter(|event| event["message"] == "received").count() as u64;
+    assert_eq!(answered, received, "whatever was received was answered, and every answer arrived");
+}
+
 #[test]
 fn an_idle_server_stops_at_once_on_either_signal() {
     for signal in ["-TERM", "-INT"] {
-        let Server { mut child, log: _log, address, _models } = start();
+        let Server { mut child, log: _log, address, _models } = start(&[]);
         // A connection that is kept open does not hold the server up.
         let mut idle = std::net::TcpStream::connect(&address).unwrap();
         std::io::Write::write_all(&mut idle, b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
