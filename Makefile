@@ -15,15 +15,21 @@ BENCH_PACK ?= runs/packs/bench
 TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training --
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint fmt openapi onnxruntime libtorch train-default export-default train-detector \
+.PHONY: help serve serve-cuda test lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
 	export-detector bench bench-training clean
-.PHONY: cargo python c++
+.PHONY: cargo python c++ nvidia
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: cargo onnxruntime ## the server with the models of models/, on 127.0.0.1:8080 or FACEWISE_LISTEN
 	@$(CARGO) run --release --locked --package facewise -- serve $(ARGS)
+
+# The loader looks into the folder of the libraries that were fetched after all those that were named.
+serve-cuda: cargo nvidia onnxruntime-cuda ## the same on an NVIDIA GPU; fetches ONNX Runtime for CUDA, and CUDA where it is missing
+	@LD_LIBRARY_PATH="$${LD_LIBRARY_PATH:+$$LD_LIBRARY_PATH:}$(CURDIR)/.onnxruntime/cuda-13.0/lib" \
+		ORT_DYLIB_PATH="$${ORT_DYLIB_PATH:-$(CURDIR)/.onnxruntime/1.31.1-cuda/libonnxruntime.so}" \
+		$(CARGO) run --release --locked --package facewise -- serve --provider cuda $(ARGS)
 
 # Tests run in the folders of their packages, so a relative path would mean another folder to each.
 test: export FACEWISE_DATA := $(abspath $(FACEWISE_DATA))
@@ -47,12 +53,15 @@ openapi: cargo ## writes openapi/openapi.json from the code
 	mv openapi/openapi.json.new openapi/openapi.json
 
 onnxruntime: ## fetches ONNX Runtime into .onnxruntime/, once (24 MB)
+onnxruntime-cuda: ## fetches ONNX Runtime for CUDA (256 MB), and CUDA and cuDNN (942 MB) where the system has none, once
 libtorch: ## fetches libtorch into .libtorch/, once (545 MB); only training and its tests need it
 
 # Who names a library of their own needs no other.
 ifeq ($(ORT_DYLIB_PATH)$(FACEWISE_ONNXRUNTIME),)
 onnxruntime: python
 	@$(PYTHON) -B scripts/fetch.py onnxruntime
+onnxruntime-cuda: python
+	@$(PYTHON) -B scripts/fetch.py onnxruntime-cuda cuda
 endif
 ifeq ($(LIBTORCH),)
 libtorch: python
@@ -108,6 +117,12 @@ cargo:
 		"(https://rustup.rs) and run this again." >&2; exit 1; }
 	@command -v cc >/dev/null || command -v clang >/dev/null || { echo "facewise: there is no C compiler to link with." \
 		"Install one (on Debian and Ubuntu: sudo apt install build-essential) and run this again." >&2; exit 1; }
+
+# Before a gigabyte is fetched that nothing could use.
+nvidia: python
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null || { echo "facewise: there is no NVIDIA driver" \
+		"(libcuda.so.1). Install one for CUDA 13, version 580 or newer, so that nvidia-smi works, and run this again;" \
+		"make serve needs none." >&2; exit 1; }
 
 c++:
 	@command -v $${CXX:-c++} >/dev/null || { echo "facewise: training is compiled against libtorch with a C++ compiler," \

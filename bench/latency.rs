@@ -48,7 +48,7 @@ fn main() -> anyhow::Result<()> {
     let flags = ALONE.map(str::to_owned).into_iter().chain(std::env::args().skip(1));
     let settings = Settings::from_flags(flags)?.inference;
     let metrics = Arc::new(Metrics::new());
-    let library = Runtime::load(settings.onnxruntime.as_deref())?;
+    let library = Runtime::load(settings.onnxruntime.as_deref())?.on(&settings.device)?;
     let compute = Arc::new(Compute::default());
     let models = Repository::open(&library, &settings, Scope::Default, &metrics, &compute)?.models();
     let pipeline = Pipeline::new(&settings, metrics, compute)?;

@@ -1,5 +1,5 @@
-"""Fetches the two native libraries of the workspace from pinned Python wheels: `fetch.py onnxruntime` for the server,
-`fetch.py libtorch` for training.
+"""Fetches the native libraries of the workspace from pinned Python wheels: `fetch.py onnxruntime` for the server,
+`fetch.py onnxruntime-cuda cuda` for the server on an NVIDIA GPU, `fetch.py libtorch` for training.
 
 pip does the download (so proxies, mirrors and certificates set up for it hold) and compares the SHA-256; the wheels are
 never installed, only unpacked. A library is assembled in a folder beside its destination and renamed into place, so an
@@ -9,6 +9,7 @@ interrupted fetch leaves nothing half done. Where the library is already there, 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import importlib.util
 import os
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import NoReturn
 
 ONNXRUNTIME = "1.31.1"
+# What the wheel of ONNX Runtime for GPUs is built for.
+CUDA = "13.0"
 TORCH = "2.11.0"
 
 
@@ -39,13 +42,16 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Library:
-    """What lies at `destination` (relative to the repository) once `wheels` are unpacked and `texts` are written."""
+    """What lies at `destination` (relative to the repository) once `wheels` are unpacked and `texts` are written.
+
+    Nothing is fetched where the system's loader finds all of `instead`."""
 
     title: str
     target: str
     destination: str
     wheels: tuple[Wheel, ...]
     texts: dict[str, str] = field(default_factory=dict)
+    instead: tuple[str, ...] = ()
 
 
 def onnxruntime_wheel(wheel_platform: str, sha256: str, megabytes: int) -> Wheel:
@@ -70,6 +76,91 @@ ONNXRUNTIME_WHEELS = {
         "manylinux_2_28_aarch64", "da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3", 21
     ),
 }
+
+# The CUDA provider of ONNX Runtime is a library of its own beside the main one; TensorRT's needs NVIDIA's TensorRT 10 as well.
+ONNXRUNTIME_CUDA_WHEELS = {
+    "x86_64": Wheel(
+        f"onnxruntime-gpu=={ONNXRUNTIME}",
+        "manylinux_2_28_x86_64",
+        "e26c475fe361b2015f45b4b824bd13f0bb20204e59b62814e6f0acd5f3d491a6",
+        256,
+        {
+            f"onnxruntime/capi/libonnxruntime.so.{ONNXRUNTIME}": "libonnxruntime.so",
+            "onnxruntime/capi/libonnxruntime_providers_shared.so": "libonnxruntime_providers_shared.so",
+            "onnxruntime/capi/libonnxruntime_providers_cuda.so": "libonnxruntime_providers_cuda.so",
+            "onnxruntime/capi/libonnxruntime_providers_tensorrt.so": "libonnxruntime_providers_tensorrt.so",
+            "onnxruntime/LICENSE": "LICENSE",
+            "onnxruntime/ThirdPartyNotices.txt": "ThirdPartyNotices.txt",
+        },
+    ),
+}
+
+
+def cuda_wheel(name: str, version: str, wheel_platform: str, sha256: str, megabytes: int, members: dict[str, str]) -> Wheel:
+    info = f"{name.replace('-', '_')}-{version}.dist-info"
+    members = {**members, f"{info}/licenses/": f"licenses/{name}/"}
+    return Wheel(f"{name}=={version}", wheel_platform, sha256, megabytes, members)
+
+
+# The versions of CUDA 13.0.2, which any driver for CUDA 13 runs. What ONNX Runtime loads only for Fourier transforms
+# (cuFFT, 200 MB) is left out; NVRTC compiles some of cuDNN's convolutions.
+CUDA_WHEELS = {
+    "x86_64": (
+        cuda_wheel(
+            "nvidia-cuda-runtime",
+            "13.0.96",
+            "manylinux2014_x86_64",
+            "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+            2,
+            {"nvidia/cu13/lib/libcudart.so.13": "lib/libcudart.so.13"},
+        ),
+        cuda_wheel(
+            "nvidia-cublas",
+            "13.1.0.3",
+            "manylinux_2_27_x86_64",
+            "ee8722c1f0145ab246bccb9e452153b5e0515fd094c3678df50b2a0888b8b171",
+            423,
+            {f"nvidia/cu13/lib/{file}": f"lib/{file}" for file in ("libcublas.so.13", "libcublasLt.so.13")},
+        ),
+        cuda_wheel(
+            "nvidia-curand",
+            "10.4.0.35",
+            "manylinux_2_27_x86_64",
+            "1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc",
+            60,
+            {"nvidia/cu13/lib/libcurand.so.10": "lib/libcurand.so.10"},
+        ),
+        cuda_wheel(
+            "nvidia-cuda-nvrtc",
+            "13.0.88",
+            "manylinux2010_x86_64",
+            "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
+            90,
+            {
+                f"nvidia/cu13/lib/{file}": f"lib/{file}"
+                for file in ("libnvrtc.so.13", f"libnvrtc-builtins.so.{CUDA}")
+            },
+        ),
+        cuda_wheel(
+            "nvidia-cudnn-cu13",
+            "9.19.0.56",
+            "manylinux_2_27_x86_64",
+            "d20e1734305e9d68889a96e3f35094d733ff1f83932ebe462753973e53a572bf",
+            366,
+            {"nvidia/cudnn/lib/": "lib/"},
+        ),
+    )
+}
+
+# What the provider is linked to, or loads when the first convolution runs.
+CUDA_LIBRARIES = (
+    "libcudart.so.13",
+    "libcublasLt.so.13",
+    "libcublas.so.13",
+    "libcurand.so.10",
+    "libnvrtc.so.13",
+    "libcudnn.so.9",
+)
 
 LIBTORCH_WHEELS = {
     "x86_64": (
@@ -132,6 +223,27 @@ def library(name: str) -> Library:
             target="make onnxruntime",
             destination=f".onnxruntime/{ONNXRUNTIME}",
             wheels=(ONNXRUNTIME_WHEELS[machine],),
+        )
+    if name in ("onnxruntime-cuda", "cuda"):
+        if not linux or machine not in CUDA_WHEELS:
+            raise Failure(
+                f"ONNX Runtime for GPUs is fetched for glibc Linux on {' and '.join(CUDA_WHEELS)}, and this is {here}. "
+                "Serving on the CPU does not need it (make serve); for a GPU, set ORT_DYLIB_PATH to the library of an ONNX "
+                f"Runtime {ONNXRUNTIME} of your own and serve with --provider cuda."
+            )
+        if name == "cuda":
+            return Library(
+                title=f"CUDA {CUDA} with cuDNN",
+                target="make onnxruntime-cuda",
+                destination=f".onnxruntime/cuda-{CUDA}",
+                wheels=CUDA_WHEELS[machine],
+                instead=CUDA_LIBRARIES,
+            )
+        return Library(
+            title=f"ONNX Runtime {ONNXRUNTIME} for CUDA {CUDA}",
+            target="make onnxruntime-cuda",
+            destination=f".onnxruntime/{ONNXRUNTIME}-cuda",
+            wheels=(ONNXRUNTIME_CUDA_WHEELS[machine],),
         )
     if not linux or machine not in LIBTORCH_WHEELS:
         raise Failure(
@@ -222,6 +334,16 @@ def is_ready(wanted: Library, destination: Path) -> bool:
     return all(path.exists() for path in members) and all(p.is_file() and p.read_text() == text for p, text in texts)
 
 
+def is_on_the_system(libraries: tuple[str, ...]) -> bool:
+    """Whether the system's loader finds every one of `libraries`, of which there is at least one."""
+    try:
+        for name in libraries:
+            ctypes.CDLL(name)
+    except OSError:
+        return False
+    return bool(libraries)
+
+
 def build(wanted: Library, part: Path) -> None:
     """Fetches every wheel of `wanted` and assembles the library in the folder `part`, which does not exist yet."""
     again = f"run `{wanted.target}` again"
@@ -241,7 +363,7 @@ def build(wanted: Library, part: Path) -> None:
 def fetch(wanted: Library, root: Path) -> None:
     """Sees to it that `wanted` lies at its destination under `root`."""
     destination = root / wanted.destination
-    if is_ready(wanted, destination):
+    if is_ready(wanted, destination) or is_on_the_system(wanted.instead):
         return
     if importlib.util.find_spec("pip") is None:
         raise Failure(
@@ -273,18 +395,19 @@ def stop(message: str) -> NoReturn:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fetch a native library of the workspace, once.")
-    parser.add_argument("library", choices=["onnxruntime", "libtorch"])
+    parser = argparse.ArgumentParser(description="Fetch native libraries of the workspace, once.")
+    parser.add_argument("libraries", nargs="+", choices=["onnxruntime", "onnxruntime-cuda", "cuda", "libtorch"])
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help="the repository")
     arguments = parser.parse_args()
     # So that what is half done is removed on `kill` too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    wanted = library(arguments.library)
-    try:
-        fetch(wanted, arguments.root)
-    except OSError as error:
-        mend = f"Mend that and run `{wanted.target}` again."
-        raise Failure(f"{wanted.title} could not be unpacked: {error}. {mend}") from error
+    for name in arguments.libraries:
+        wanted = library(name)
+        try:
+            fetch(wanted, arguments.root)
+        except OSError as error:
+            mend = f"Mend that and run `{wanted.target}` again."
+            raise Failure(f"{wanted.title} could not be unpacked: {error}. {mend}") from error
 
 
 if __name__ == "__main__":

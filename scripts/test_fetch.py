@@ -8,6 +8,7 @@ import sys
 import tempfile
 import unittest
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -62,6 +63,8 @@ class FetchTest(unittest.TestCase):
         for file, text in (
             ("core/src/onnxruntime.rs", f'VERSION: &str = "{fetch.ONNXRUNTIME}"'),
             ("Makefile", f"BENCH_TORCH := {fetch.TORCH}"),
+            ("Makefile", f".onnxruntime/{fetch.ONNXRUNTIME}-cuda/libonnxruntime.so"),
+            ("Makefile", f".onnxruntime/cuda-{fetch.CUDA}/lib"),
         ):
             self.assertIn(text, (repository / file).read_text(), file)
 
@@ -80,6 +83,11 @@ class FetchTest(unittest.TestCase):
         for wheel in self.index.iterdir():
             wheel.unlink()
         self.assertEqual(self.fetched(wanted), "")
+
+    def test_what_the_system_has_is_not_fetched(self) -> None:
+        for instead, is_fetched in ((("libc.so.6",), False), (("libc.so.6", "libnobodyhas.so.1"), True)):
+            said = self.fetched(replace(self.library({"thing/a.so": "a.so"}), instead=instead))
+            self.assertEqual("Fetching thing==1.0" in said, is_fetched, instead)
 
     def test_another_version_and_a_missing_file_are_mended(self) -> None:
         wanted = self.library({"thing/a.so": "a.so"})
@@ -121,6 +129,8 @@ class FetchTest(unittest.TestCase):
         for name, system, machine, way in (
             ("onnxruntime", "Darwin", "arm64", "set ORT_DYLIB_PATH"),
             ("onnxruntime", "Linux", "riscv64", "set ORT_DYLIB_PATH"),
+            ("onnxruntime-cuda", "Linux", "aarch64", "make serve"),
+            ("cuda", "Windows", "AMD64", "--provider cuda"),
             ("libtorch", "Linux", "aarch64", "set LIBTORCH"),
         ):
             machine_is = mock.patch.multiple(

@@ -35,9 +35,13 @@ impl Compute {
         Self { state: Mutex::new(State { free: cores, waiting: [0; 2] }), freed: Default::default(), cores }
     }
 
-    /// Runs `work`, which computes on this many threads, when so many cores are free: all of them where it asks for more. The
-    /// calling thread waits meanwhile. Work must not ask for cores itself.
+    /// Runs `work`, which computes on this many threads, when so many cores are free: all of them where it asks for more, and at
+    /// once where it asks for none, because it computes elsewhere. The calling thread waits meanwhile. Work must not ask for
+    /// cores itself.
     pub fn run<T>(&self, priority: Priority, threads: usize, work: impl FnOnce() -> T) -> T {
+        if threads == 0 {
+            return work();
+        }
         let _taken = self.take(priority, threads.clamp(1, self.cores));
         work()
     }
@@ -157,6 +161,13 @@ mod tests {
             release.send(()).unwrap();
         });
         assert_eq!(turns.iter().collect::<Vec<_>>(), ["network", "picture"]);
+    }
+
+    #[test]
+    fn what_computes_elsewhere_waits_for_nobody() {
+        let compute = Compute::new(1);
+        let inside = compute.run(Priority::Picture, 1, || compute.run(Priority::Network, 0, || 7));
+        assert_eq!(inside, 7);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::Resettable;
-use clap::{Args, Command, CommandFactory, Parser, ValueEnum};
+use clap::{ArgAction, Args, Command, CommandFactory, Parser, ValueEnum};
 
 use crate::tasks::Tasks;
 
@@ -61,7 +61,7 @@ pub struct Inference {
     #[arg(long, value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
     /// Threads that each run a network of their own; `facewise tune` measures how many are best [default: the CPUs available,
-    /// divided by --intra-threads]
+    /// divided by --intra-threads; 2 with a GPU]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub workers: Option<usize>,
     /// Threads inside one run of a network
@@ -82,7 +82,8 @@ pub struct Inference {
     /// Most faces of a picture that are answered, the most confident ones
     #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "100")]
     pub max_faces: usize,
-    /// Most pictures in progress, from their bytes to the answer; the others wait in line [default: 4 for each CPU available]
+    /// Most pictures in progress, from their bytes to the answer; the others wait in line [default: 4 for each CPU available,
+    /// with a GPU two full runs more]
     #[arg(long, value_name = "PICTURES", value_parser = at_least_one)]
     pub max_in_progress: Option<usize>,
     /// Threads that decode and crop pictures [default: the CPUs available]
@@ -94,6 +95,100 @@ pub struct Inference {
     /// Most decoded pixels held at a time, of all pictures together, in millions
     #[arg(long, value_name = "MILLIONS", default_value = "200", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub max_megapixels_held: u32,
+    /// What they run on.
+    #[command(flatten)]
+    pub device: Device,
+}
+
+/// What networks run on.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub struct Device {
+    /// What networks run on; `make serve-cuda` fetches an ONNX Runtime that has more than the CPU
+    #[arg(long, value_name = "PROVIDER", value_enum, default_value = "cpu")]
+    pub provider: Provider,
+    /// Number of the GPU, as CUDA counts them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub device_id: Option<u16>,
+    /// Most memory of the GPU that one worker takes for tensors; what CUDA and cuDNN take themselves comes on top
+    /// [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    pub gpu_memory_limit: Option<ByteSize>,
+    /// How a worker's memory on the GPU grows: in steps that double, or by what is needed [default: same-as-requested]
+    #[arg(long, value_name = "STRATEGY", value_enum)]
+    pub arena_strategy: Option<ArenaStrategy>,
+    /// How the algorithm of a convolution is chosen: by trying all, by rules, or always the same one [default: heuristic]
+    #[arg(long, value_name = "SEARCH", value_enum)]
+    pub cudnn_search: Option<CudnnSearch>,
+    /// Keep the memory of a run on the CPU for the next one
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    pub cpu_arena: bool,
+}
+
+impl Default for Device {
+    /// The CPU, as without any flag.
+    fn default() -> Self {
+        Self {
+            provider: Provider::Cpu,
+            device_id: None,
+            gpu_memory_limit: None,
+            arena_strategy: None,
+            cudnn_search: None,
+            cpu_arena: true,
+        }
+    }
+}
+
+/// A provider of ONNX Runtime: what runs the operations of a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Provider {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU, with CUDA and cuDNN.
+    Cuda,
+    /// An NVIDIA GPU, with `TensorRT`, and CUDA for what `TensorRT` does not have.
+    #[value(name = "tensorrt")]
+    TensorRt,
+}
+
+impl Provider {
+    /// Whether it computes on a GPU.
+    pub const fn is_gpu(self) -> bool {
+        !matches!(self, Self::Cpu)
+    }
+
+    /// The name as its makers write it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPU",
+            Self::Cuda => "CUDA",
+            Self::TensorRt => "TensorRT",
+        }
+    }
+}
+
+/// How memory on a GPU grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ArenaStrategy {
+    /// Each step takes twice as much as the one before: few steps, up to half of them unused.
+    NextPowerOfTwo,
+    /// Each step takes what is needed. The default: every size of batch is run before the first request, so that there are no
+    /// steps afterwards, and doubling would only keep from others on the card what nobody uses.
+    #[default]
+    SameAsRequested,
+}
+
+/// How cuDNN's algorithm for a convolution is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CudnnSearch {
+    /// By running all of them, for each convolution and size of batch anew.
+    Exhaustive,
+    /// By rules of cuDNN's. The default: each new size of batch would search anew.
+    #[default]
+    Heuristic,
+    /// The same one for all.
+    Default,
 }
 
 /// How the server meets its clients.
@@ -206,14 +301,21 @@ pub fn available_cpus() -> usize {
 }
 
 impl Inference {
-    /// Threads that run networks.
+    /// Threads that run networks. A GPU is kept busy by two: one fills its batch while the other's is computed.
     pub fn worker_count(&self) -> usize {
-        self.workers.unwrap_or_else(|| (available_cpus() / self.intra_threads).max(1))
+        self.workers.unwrap_or_else(|| match self.device.provider {
+            Provider::Cpu => (available_cpus() / self.intra_threads).max(1),
+            Provider::Cuda | Provider::TensorRt => 2,
+        })
     }
 
     /// Most pictures in progress.
     pub fn in_progress(&self) -> usize {
-        self.max_in_progress.unwrap_or_else(|| 4 * available_cpus())
+        self.max_in_progress.unwrap_or_else(|| match self.device.provider {
+            Provider::Cpu => 4 * available_cpus(),
+            // Two full batches: one is filled while the other is computed.
+            Provider::Cuda | Provider::TensorRt => 4 * available_cpus() + 2 * self.max_batch,
+        })
     }
 
     /// Threads that decode pictures.
@@ -292,7 +394,28 @@ impl Inference {
                 self.max_faces, self.max_queue
             )));
         }
-        Ok(())
+        self.device.validate()
+    }
+}
+
+impl Device {
+    /// Checks what no single setting can.
+    ///
+    /// # Errors
+    /// When something is said about a GPU and none is used.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let about_a_gpu = [
+            ("--device-id", self.device_id.is_some()),
+            ("--gpu-memory-limit", self.gpu_memory_limit.is_some()),
+            ("--arena-strategy", self.arena_strategy.is_some()),
+            ("--cudnn-search", self.cudnn_search.is_some()),
+        ];
+        match about_a_gpu.into_iter().find(|(_, is_said)| *is_said) {
+            Some((flag, _)) if !self.provider.is_gpu() => Err(ConfigError::Contradiction(format!(
+                "{flag} is about a GPU, but --provider is cpu: leave {flag} away, or say --provider cuda"
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -456,9 +579,30 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        for flags in [["--body-timeout", "40s"], ["--max-megapixels-held", "49"], ["--max-queue", "99"]] {
+        for flags in [
+            ["--body-timeout", "40s"],
+            ["--max-megapixels-held", "49"],
+            ["--max-queue", "99"],
+            ["--device-id", "0"],
+            ["--gpu-memory-limit", "4GB"],
+            ["--arena-strategy", "next-power-of-two"],
+            ["--cudnn-search", "default"],
+        ] {
             let error = Settings::from_flags(flags).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(flags[0]), "{error}");
         }
+    }
+
+    #[test]
+    fn a_gpu_is_described_in_the_file_and_by_flags() {
+        let file = "provider = 'tensorrt'\ngpu-memory-limit = '4GB'\ncudnn-search = 'exhaustive'\ncpu-arena = false";
+        let settings = settings(file, &["--device-id", "1"]);
+        settings.validate().unwrap();
+        let device = &settings.inference.device;
+        assert_eq!((device.provider, device.device_id), (Provider::TensorRt, Some(1)));
+        assert_eq!(device.gpu_memory_limit.map(|limit| limit.as_u64()), Some(4_000_000_000));
+        assert_eq!((device.cudnn_search, device.arena_strategy), (Some(CudnnSearch::Exhaustive), None));
+        assert!(!device.cpu_arena);
+        assert_eq!(settings.inference.worker_count(), 2, "sessions on a GPU do not grow with the CPUs");
     }
 }

@@ -11,6 +11,7 @@ use facewise_core::geometry::{Landmarks, Rect, Similarity, Template};
 use facewise_core::picture::{self, Info, Limits, PictureError, RgbImage};
 use facewise_core::task::Task;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{Instrument as _, debug_span, field};
 
 use crate::compute::Compute;
 use crate::config;
@@ -237,11 +238,14 @@ impl Pipeline {
     ) -> Result<Analysis, PipelineError> {
         let recipe = Recipe { template: *model.template(), size: model.model().input_size() };
         let Cut { width, height, places, crops, decode, detect, align } = self.cut(bytes, whereabouts, recipe).await?;
-        let answers = model.infer(crops).await?;
+        let span = debug_span!("attributes", faces = crops.len(), queue_ms = field::Empty, inference_ms = field::Empty);
+        let answers = model.infer(crops).instrument(span.clone()).await?;
 
         let mut timings = Timings { decode, detect, align, ..Timings::default() };
         if let Some(last) = answers.iter().max_by_key(|answer| answer.queue + answer.inference) {
             (timings.queue, timings.inference) = (last.queue, last.inference);
+            span.record("queue_ms", last.queue.as_secs_f64() * 1e3);
+            span.record("inference_ms", last.inference.as_secs_f64() * 1e3);
         }
         let stages = &self.metrics.stage_duration;
         let mut faces = Vec::with_capacity(answers.len());
@@ -296,6 +300,7 @@ impl Pipeline {
             let place = Place::given(landmarks, &template, picture.pixels.dimensions());
             picture.cut(vec![place], size, None)
         })
+        .instrument(debug_span!("decode"))
         .await
     }
 
@@ -314,8 +319,8 @@ impl Pipeline {
     {
         let input_size = detector.model().input_size();
         let shown = self.decoded(bytes, move |picture| (picture.whole(input_size), picture));
-        let (square, picture) = shown.await?;
-        let tensors = detector.look(square).await?;
+        let (square, picture) = shown.instrument(debug_span!("decode")).await?;
+        let tensors = detector.look(square).instrument(debug_span!("detect")).await?;
         let work = move || {
             let (width, height) = picture.pixels.dimensions();
             let around = Similarity::around(width, height);
@@ -323,7 +328,7 @@ impl Pipeline {
             let detect = picture.since.elapsed();
             Ok(picture.cut(places(faces, (width, height)), size, Some(detect)))
         };
-        self.cpu.run(work).await?
+        self.cpu.run(work).instrument(debug_span!("align")).await?
     }
 
     /// Decodes a picture and hands it on, in one go where enough pixels are free, which is nearly always; else waits for

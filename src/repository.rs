@@ -265,7 +265,7 @@ impl Opened {
             max_batch: settings.max_batch,
             max_delay: settings.max_delay.into(),
             max_queue: settings.max_queue,
-            threads: settings.intra_threads,
+            threads: if settings.device.provider.is_gpu() { 0 } else { settings.intra_threads },
             compute: Arc::clone(compute),
         };
         let served = match network.manifest.kind {

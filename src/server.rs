@@ -112,7 +112,7 @@ fn watch_models(app: &Arc<App>, interval: Duration) -> Result<(), StartError> {
 
 fn load(settings: Settings) -> Result<App, StartError> {
     let metrics = Arc::new(Metrics::new());
-    let runtime = Runtime::load(settings.inference.onnxruntime.as_deref())?;
+    let runtime = Runtime::load(settings.inference.onnxruntime.as_deref())?.on(&settings.inference.device)?;
     let compute = Arc::new(Compute::default());
     let repository = Repository::open(&runtime, &settings.inference, Scope::All, &metrics, &compute)?;
     if repository.models().detector().is_none() && settings.inference.detector.as_deref() != Some(NO_DETECTOR) {

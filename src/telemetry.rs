@@ -1,13 +1,20 @@
 //! What operators see: one struct with every metric, whose doc comments are the help texts of the
-//! scrape, and the set-up of the log.
+//! scrape, and the set-up of the log and of the export of spans.
+
+#[cfg(feature = "otlp")]
+mod otlp;
 
 use std::io::IsTerminal;
+
+#[cfg(feature = "otlp")]
+pub(crate) use otlp::join_trace;
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -156,16 +163,49 @@ impl Default for Metrics {
     }
 }
 
+/// Without the feature `otlp`, no trace is joined.
+#[cfg(not(feature = "otlp"))]
+pub(crate) const fn join_trace(_: &tracing::Span, _: &axum::http::HeaderMap) {}
+
+/// Keeps the export of spans going, where it was switched on. When it is dropped, the last ones are sent.
+#[must_use = "the export of spans ends when it is dropped"]
+pub struct Export {
+    #[cfg(feature = "otlp")]
+    _exporter: Option<otlp::Exporter>,
+}
+
 /// Starts the log on standard error. Pictures, and what a request says besides method and route, are never logged.
-pub fn start_log(log: &Log) {
+///
+/// Built with the feature `otlp`, it starts the export of spans too, if the variable `OTEL_EXPORTER_OTLP_ENDPOINT` names a
+/// collector.
+pub fn start_log(log: &Log) -> Export {
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    let registry = tracing_subscriber::registry().with(log.log_level.clone());
+    let registry = tracing_subscriber::registry();
+    #[cfg(feature = "otlp")]
+    let (exporter, failure) = match otlp::Exporter::start() {
+        Ok(exporter) => (exporter, None),
+        Err(error) => (None, Some(error)),
+    };
+    #[cfg(feature = "otlp")]
+    let registry = registry.with(exporter.as_ref().map(otlp::Exporter::layer));
+    // The levels are those of the lines: spans are exported whatever is logged.
+    let levels = log.log_level.clone();
     // A second start, as in tests that share a process, keeps the first log.
     let _ = match log.log_format {
-        LogFormat::Text => registry.with(lines.with_target(false)).try_init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_span_list(false)).try_init(),
+        LogFormat::Text => registry.with(lines.with_target(false).with_filter(levels)).try_init(),
+        LogFormat::Json => {
+            registry.with(lines.json().flatten_event(true).with_span_list(false).with_filter(levels)).try_init()
+        }
     };
+    #[cfg(feature = "otlp")]
+    if let Some(error) = failure {
+        tracing::warn!(%error, "spans are not exported");
+    }
+    Export {
+        #[cfg(feature = "otlp")]
+        _exporter: exporter,
+    }
 }
 
 #[cfg(test)]

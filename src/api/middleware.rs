@@ -19,6 +19,7 @@ use ulid::Ulid;
 use super::body;
 use super::error::ApiError;
 use crate::app::App;
+use crate::telemetry;
 
 /// The header that names a request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -97,6 +98,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     request.extensions_mut().insert(id.clone());
 
     let span = tracing::info_span!("request", id = %id.0, method, route);
+    telemetry::join_trace(&span, request.headers());
     span.in_scope(|| tracing::debug!("received"));
     let response = next.run(request).instrument(span.clone()).await;
     let response = complete(response, &app, &id);

@@ -51,11 +51,11 @@ enum Crop {
 
 /// Scores the set, prints a table, and writes the report where that was asked for.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    telemetry::start_log(&args.log);
+    let _export = telemetry::start_log(&args.log);
     args.inference.validate()?;
     let dataset = Arc::new(Dataset::open(&args.dataset)?);
     let metrics = Arc::new(Metrics::new());
-    let library = Runtime::load(args.inference.onnxruntime.as_deref())?;
+    let library = Runtime::load(args.inference.onnxruntime.as_deref())?.on(&args.inference.device)?;
     let compute = Arc::new(Compute::default());
     let models = Repository::open(&library, &args.inference, Scope::Default, &metrics, &compute)?.models();
     let pipeline = Pipeline::new(&args.inference, metrics, compute)?;

@@ -72,11 +72,11 @@ fn share(word: &str) -> Result<f32, String> {
 
 /// Answers each picture in the order of the paths; those that get no answer are named on standard error.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    telemetry::start_log(&args.log);
+    let _export = telemetry::start_log(&args.log);
     let settings = &args.inference;
     settings.validate()?;
     let metrics = Arc::new(Metrics::new());
-    let library = Runtime::load(settings.onnxruntime.as_deref())?;
+    let library = Runtime::load(settings.onnxruntime.as_deref())?.on(&settings.device)?;
     let compute = Arc::new(Compute::default());
     let models = Repository::open(&library, settings, Scope::Default, &metrics, &compute)?.models();
     let pipeline = Pipeline::new(settings, metrics, compute)?;

@@ -13,7 +13,7 @@ pub(crate) struct Args {
 
 /// Serves until SIGTERM or SIGINT, then finishes what was admitted.
 pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
-    telemetry::start_log(&settings.log);
+    let _export = telemetry::start_log(&settings.log);
     let runtime = tokio::runtime::Runtime::new().context("the async runtime cannot be started")?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened to")?;

@@ -49,9 +49,9 @@ fn seconds(word: &str) -> Result<Duration, String> {
 
 /// Measures, prints the tables with what is chosen from them, and writes that into the file.
 pub(crate) fn run(args: &Args, file: Option<&Path>) -> anyhow::Result<()> {
-    telemetry::start_log(&args.log);
+    let _export = telemetry::start_log(&args.log);
     args.inference.validate()?;
-    let library = Runtime::load(args.inference.onnxruntime.as_deref())?;
+    let library = Runtime::load(args.inference.onnxruntime.as_deref())?.on(&args.inference.device)?;
     let mut batches = args.batches.clone();
     batches.sort_unstable();
     batches.dedup();

@@ -45,4 +45,9 @@ pub trait Backend: Send {
     /// # Errors
     /// When it is not there any more, or has changed.
     fn renew(&self) -> Result<Box<dyn Backend>, BackendError>;
+
+    /// Sizes of batches, up to `most`, to run once before the first request, so that none pays for what is done once.
+    fn warm_up_sizes(&self, most: usize) -> Vec<usize> {
+        vec![1, most]
+    }
 }

@@ -4,9 +4,11 @@
 
 pub mod attributes;
 pub mod backend;
+mod buckets;
 pub mod detector;
 pub mod model;
 pub mod onnx;
+mod provider;
 mod queue;
 mod worker;
 

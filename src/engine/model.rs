@@ -26,7 +26,7 @@ pub struct Options {
     pub max_delay: Duration,
     /// Most pictures that wait.
     pub max_queue: usize,
-    /// Threads inside a run.
+    /// Threads that a run keeps busy; none on a GPU.
     pub threads: usize,
     /// The bound on what computes at a time, which the runs keep to.
     pub compute: Arc<Compute>,

@@ -95,7 +95,7 @@ impl Recipe {
 
     /// Runs the network on gray pictures, so that the first request does not pay for what is done once.
     pub(super) fn warm_up(&self, backend: &mut dyn Backend) -> Result<(), BackendError> {
-        [1, self.max_batch].into_iter().try_for_each(|batch| self.check(backend, batch))
+        backend.warm_up_sizes(self.max_batch).into_iter().try_for_each(|batch| self.check(backend, batch))
     }
 
     /// Runs the network on gray pictures, which no network has reason to refuse.

@@ -10,6 +10,8 @@ mod group;
 mod harness;
 mod onnx;
 mod operations;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod overload;
 mod predict;
 mod reload;

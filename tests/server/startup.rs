@@ -72,6 +72,20 @@ fn the_library_is_of_another_version() {
 }
 
 #[test]
+fn the_library_has_no_gpu_provider() {
+    for (provider, title, remedy) in [
+        ("cuda", "CUDA", "`make serve-cuda`"),
+        ("tensorrt", "TensorRT", "`make serve-cuda ARGS='--provider tensorrt'`"),
+    ] {
+        let says = ["libonnxruntime.so' is an ONNX Runtime without the ", title, remedy, "leave --provider away"];
+        fails(serve(&["--provider", provider]), 1, &says);
+    }
+    let mut predict = program(&["predict", "--provider", "cuda", "examples/group.jpg"]);
+    predict.env("FACEWISE_LOG_LEVEL", "off");
+    fails(predict, 1, &["without the CUDA provider", "`make serve-cuda`"]);
+}
+
+#[test]
 fn the_port_is_taken() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap().to_string();
@@ -167,4 +181,5 @@ fn the_configuration_is_wrong() {
     fails(program(&["serve", "--config", path.to_str().unwrap()]), 2, &["facewise.toml' is wrong", "'max-bodies'"]);
     fails(program(&["--config", "/no/such.toml", "serve"]), 2, &["'/no/such.toml' cannot be read"]);
     fails(serve(&["--body-timeout", "1h"]), 1, &["--body-timeout 1h is longer than --request-timeout 30s"]);
+    fails(serve(&["--gpu-memory-limit", "4GB"]), 1, &["--gpu-memory-limit is about a GPU, but --provider is cpu"]);
 }
