@@ -147,7 +147,7 @@ pub enum Provider {
     Cpu,
     /// An NVIDIA GPU, with CUDA and cuDNN.
     Cuda,
-    /// An NVIDIA GPU, with `TensorRT`, and CUDA for what `TensorRT` does not have.
+    /// An NVIDIA GPU, with `TensorRT`, and CUDA for what that does not have.
     #[value(name = "tensorrt")]
     TensorRt,
 }
@@ -399,6 +399,11 @@ impl Inference {
 }
 
 impl Device {
+    /// Number of the GPU, as CUDA counts them.
+    pub fn number(&self) -> u16 {
+        self.device_id.unwrap_or_default()
+    }
+
     /// Checks what no single setting can.
     ///
     /// # Errors

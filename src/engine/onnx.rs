@@ -103,9 +103,14 @@ fn needs(provider: Provider) -> &'static str {
     }
 }
 
-/// What a library said, as part of a sentence.
-fn reason(error: &ort::Error) -> String {
-    error.message().split_whitespace().collect::<Vec<_>>().join(" ").trim_end_matches('.').to_owned()
+/// What ONNX Runtime said, without the places in its code, the status and the circumstances around it.
+fn reason(message: &str) -> String {
+    let said = message.rsplit("[ONNXRuntimeError] : ").next().unwrap_or(message);
+    // A status is a number and a name: `1 : FAIL : …`.
+    let said = said.splitn(3, " : ").last().unwrap_or(said);
+    let said = said.rsplit(" with error: ").next().unwrap_or(said);
+    let said = said.split(" ; GPU=").next().unwrap_or(said);
+    said.split_whitespace().collect::<Vec<_>>().join(" ").trim_end_matches('.').to_owned()
 }
 
 /// The loaded ONNX Runtime, and what networks run on in it.
@@ -148,30 +153,36 @@ impl Runtime {
     /// When the library does not have the provider, the provider lacks a library, or the device does not compute.
     pub fn on(self, device: &Device) -> Result<Self, RuntimeError> {
         let runtime = Self { device: device.clone(), ..self };
-        let Device { provider, device_id, .. } = *device;
+        let provider = device.provider;
         if !provider.is_gpu() {
             return Ok(runtime);
         }
-        let path = runtime.path.clone();
-        let unusable =
-            |error: ort::Error| RuntimeError::ProviderUnusable { path: path.clone(), provider, reason: reason(&error) };
-        if !provider::is_built_in(provider).map_err(unusable)? {
-            return Err(RuntimeError::NoProvider { path, provider });
+        if !provider::is_built_in(provider).map_err(|error| runtime.provider_failure(&error))? {
+            return Err(RuntimeError::NoProvider { path: runtime.path, provider });
         }
-        // The libraries of the provider are loaded here.
-        let options = runtime.options(1).map_err(unusable)?;
-        options.with_disable_cpu_fallback().map_err(ort::Error::from).and_then(provider::probe).map_err(|error| {
-            RuntimeError::Device { provider, device_id: device_id.unwrap_or_default(), reason: reason(&error) }
-        })?;
-        tracing::info!(
-            provider = provider.title(),
-            device_id = device_id.unwrap_or_default(),
-            "networks run on the GPU"
-        );
+        // The libraries of the provider are loaded with the options, and the device is used by the probe.
+        let options = runtime.options(1).and_then(|options| Ok(options.with_disable_cpu_fallback()?));
+        let options = options.map_err(|error| runtime.provider_failure(&error))?;
+        provider::probe(options).map_err(|error| runtime.device_failure(&error))?;
+        tracing::info!(provider = provider.title(), device_id = device.number(), "networks run on the GPU");
         if provider == Provider::TensorRt {
             tracing::info!("what TensorRT does not have runs on CUDA; compiling a network takes minutes");
         }
         Ok(runtime)
+    }
+
+    /// Why the provider cannot be set up: CUDA counts the devices already here.
+    fn provider_failure(&self, error: &ort::Error) -> RuntimeError {
+        if error.message().contains("CUDA failure") {
+            return self.device_failure(error);
+        }
+        let (path, provider) = (self.path.clone(), self.device.provider);
+        RuntimeError::ProviderUnusable { path, provider, reason: reason(error.message()) }
+    }
+
+    fn device_failure(&self, error: &ort::Error) -> RuntimeError {
+        let (provider, device_id) = (self.device.provider, self.device.number());
+        RuntimeError::Device { provider, device_id, reason: reason(error.message()) }
     }
 
     /// Loads a network; its runs use `threads` threads.
@@ -317,6 +328,26 @@ mod tests {
     fn the_probe_is_a_network_that_this_library_runs() {
         let runtime = Runtime::load(None).unwrap();
         provider::probe(runtime.options(1).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_reason_is_what_a_person_can_act_upon() {
+        for (message, expected) in [
+            (
+                "/src/bridge.cc:2043 onnxruntime::Provider& onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : \
+                 Failed to load library /lib/libonnxruntime_providers_cuda.so with error: libcuda.so.1: cannot open shared \
+                 object file: No such file or directory\n",
+                "libcuda.so.1: cannot open shared object file: No such file or directory",
+            ),
+            (
+                "/src/info.cc:63 FromProviderOptions(const onnxruntime::ProviderOptions&) [ONNXRuntimeError] : 1 : FAIL : \
+                 options.h:187 Parse CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=vm ; line=70 ;",
+                "options.h:187 Parse CUDA failure 100: no CUDA-capable device is detected",
+            ),
+            ("Something else.", "Something else"),
+        ] {
+            assert_eq!(reason(message), expected);
+        }
     }
 
     #[test]

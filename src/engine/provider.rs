@@ -21,7 +21,7 @@ pub(super) fn providers(device: &Device) -> Vec<ExecutionProviderDispatch> {
 
 fn cuda(device: &Device) -> CUDA {
     let cuda = CUDA::default()
-        .with_device_id(device.device_id.unwrap_or_default().into())
+        .with_device_id(device.number().into())
         .with_arena_extend_strategy(match device.arena_strategy.unwrap_or_default() {
             ArenaStrategy::NextPowerOfTwo => ep::ArenaExtendStrategy::NextPowerOfTwo,
             ArenaStrategy::SameAsRequested => ep::ArenaExtendStrategy::SameAsRequested,
@@ -40,7 +40,7 @@ fn cuda(device: &Device) -> CUDA {
 }
 
 fn tensorrt(device: &Device) -> TensorRT {
-    let tensorrt = TensorRT::default().with_device_id(device.device_id.unwrap_or_default().into());
+    let tensorrt = TensorRT::default().with_device_id(device.number().into());
     match memory_limit(device) {
         Some(limit) => tensorrt.with_max_workspace_size(limit),
         None => tensorrt,
