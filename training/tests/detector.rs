@@ -29,8 +29,14 @@ use crate::common::random;
 const SIZE: u32 = 96;
 
 fn narrow() -> Graph {
-    let config =
-        DetectorConfig { size: SIZE as usize, stem: [8, 8], widths: [8, 16, 16], blocks: [1, 2, 1], pyramid: 8 };
+    let config = DetectorConfig {
+        size: SIZE as usize,
+        stem: [8, 8],
+        widths: [8, 16, 16],
+        blocks: [1, 2, 1],
+        pyramid: 8,
+        head: 1,
+    };
     detector(&config).unwrap()
 }
 

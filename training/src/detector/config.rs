@@ -48,6 +48,9 @@ pub struct Config {
 pub struct TargetConfig {
     /// A cell answers for a face when its centre is at most so many strides from the box's centre, across and down, and inside the box.
     pub radius: f32,
+    /// Sides of boxes, in pixels, that each level answers for, from the finest. They overlap, so that a face between two levels is learned
+    /// by both.
+    pub sides: [[f32; 2]; 3],
 }
 
 /// Weights of the parts of the loss, each a mean over the cells that answer for faces.
@@ -163,6 +166,11 @@ impl Config {
         ensure!((0.0..=1.0).contains(&config.loss.quality), "`loss.quality` is not in 0..=1");
         ensure!(config.loss.keypoint_beta > 0.0, "`loss.keypoint_beta` must be positive");
         ensure!(config.target.radius >= 0.75, "`target.radius` below 0.75 leaves faces without a cell");
+        let covered = config.target.sides.windows(2).all(|pair| pair[1][0] <= pair[0][1]);
+        ensure!(
+            covered && config.target.sides[0][0] <= 0.0 && config.target.sides[2][1] == f32::INFINITY,
+            "`target.sides` leave a size of face without a level"
+        );
         // A box wider than the cells of the finest level always has the centre of one inside.
         ensure!(config.scene.too_small >= 9.0, "`scene.too_small` must be at least 9 px");
         ensure!(config.scene.smallest >= config.scene.too_small, "`scene.smallest` must be at least `too_small`");
@@ -205,6 +213,7 @@ mod tests {
             ("warmup_steps", "warm_up", "warm_up"),
             ("size = 320", "size = 300", "multiple of 32"),
             ("radius = ", "radius = 0.1 #", "`target.radius`"),
+            ("[128.0, inf]", "[300.0, inf]", "`target.sides`"),
             ("too_small = ", "too_small = 4.0 #", "`scene.too_small`"),
         ] {
             let text = DETECTOR.replace(from, to);

@@ -86,6 +86,8 @@ mod tests {
 
     const CONFIG: LossConfig =
         LossConfig { score: 1.0, focus: 2.0, quality: 0.5, area: 2.0, keypoints: 3.0, keypoint_beta: 0.01 };
+    const TARGET: TargetConfig =
+        TargetConfig { radius: 1.25, sides: [[0.0, 40.0], [28.0, 112.0], [80.0, f32::INFINITY]] };
     const SIZE: u32 = 64;
 
     fn truth() -> Truth {
@@ -93,7 +95,7 @@ mod tests {
     }
 
     fn the_targets() -> Targets {
-        targets([&truth()], SIZE, &TargetConfig { radius: 1.25 })
+        targets([&truth()], SIZE, &TARGET)
     }
 
     /// Maps that say everything right: the score as a logit of ±10.
@@ -153,7 +155,7 @@ mod tests {
     #[test]
     fn an_ignored_cell_may_say_anything() {
         let ignored = vec![facewise_core::geometry::Rect { x: 0.0, y: 56.0, width: 8.0, height: 8.0 }];
-        let targets = targets([&Truth { ignored, ..truth() }], SIZE, &TargetConfig { radius: 1.25 });
+        let targets = targets([&Truth { ignored, ..truth() }], SIZE, &TARGET);
         let rows = perfect(&targets);
         let _ = rows.get(56).narrow(0, 0, 1).fill_(10.0);
         assert!(parts(&rows, &targets)[0] < 1e-4);
@@ -163,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_scene_without_faces_has_a_loss_with_a_gradient() {
-        let targets = targets([&Truth::default()], SIZE, &TargetConfig { radius: 1.25 });
+        let targets = targets([&Truth::default()], SIZE, &TARGET);
         let rows = Tensor::zeros([84, 13], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let losses = loss(&maps(&rows), &targets, &CONFIG);
         losses.total.backward();

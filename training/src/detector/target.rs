@@ -8,9 +8,6 @@ use super::canvas::{Square, intersection};
 use super::config::TargetConfig;
 use super::data::side;
 
-/// Sides of boxes, in pixels, that each level answers for. They overlap, so that a face between two levels is learned by both.
-const RANGES: [(f32, f32); 3] = [(0.0, 40.0), (28.0, 112.0), (80.0, f32::INFINITY)];
-
 /// A level says nothing wrong about faces up to this factor beyond its range.
 const TOLERANCE: f32 = 1.5;
 
@@ -107,7 +104,7 @@ fn cells(truth: &Truth, size: u32, config: &TargetConfig) -> Vec<Says> {
             if margin(area, cell.centre) <= 0.0 || !near_centre(&intersection(area, &frame), cell, config.radius) {
                 continue;
             }
-            let (low, high) = RANGES[cell.level];
+            let [low, high] = config.sides[cell.level];
             if (low..=high).contains(&size_of(face)) {
                 says = Says::Face(face);
             } else if (low / TOLERANCE..=high * TOLERANCE).contains(&size_of(face)) && says == Says::Nothing {
@@ -135,7 +132,8 @@ mod tests {
     use super::super::testing::face;
     use super::*;
 
-    const CONFIG: TargetConfig = TargetConfig { radius: 1.0 };
+    const CONFIG: TargetConfig =
+        TargetConfig { radius: 1.0, sides: [[0.0, 40.0], [28.0, 112.0], [80.0, f32::INFINITY]] };
     /// Of a picture of 64 px: cells of the levels before each.
     const FIRST: [usize; 3] = [0, 64, 80];
 
