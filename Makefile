@@ -11,13 +11,22 @@ BENCH_PYTHON ?= $(BENCH_VENV)/bin/python
 BENCH_TORCH := 2.11.0
 BENCH_VENV := .venv-bench
 BENCH_PACK ?= runs/packs/bench
+# What servers are measured with: the Python servers that they are compared with, and where networks and pictures go.
+BENCH_SERVING_VENV := .venv-bench-serving
+BENCH_SERVING_DATA := runs/bench
+BENCH_SERVING := $(BENCH_SERVING_VENV)/bin/python -B
+# The programs that are measured.
+BUILT := $(or $(CARGO_TARGET_DIR),target)/release
+
+venv = $(PYTHON) -m venv --clear $(1) || { echo "facewise: $(PYTHON) could not make a virtual environment." \
+		"Install venv (on Debian and Ubuntu: sudo apt install python3-venv) and run this again." >&2; exit 1; }
 
 TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training --
 
 .DEFAULT_GOAL := help
 .PHONY: help serve serve-cuda test lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
-	export-detector bench bench-training clean
-.PHONY: cargo python c++ nvidia
+	export-detector bench bench-latency bench-overload bench-serving bench-training clean
+.PHONY: cargo python c++ nvidia wrk
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,12 +88,35 @@ train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DA
 export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/
 	@$(TRAINER) export --data $(FACEWISE_DATA) --weights training/weights/face-attributes-1.safetensors $(ARGS)
 
-bench: cargo onnxruntime ## the time of a picture on one core, by stage
-	@$(CARGO) run --release --locked --quiet --package facewise --example latency -- $(ARGS)
+bench: bench-latency bench-serving ## facewise beside the raw limit and Python servers (35 minutes); writes bench/RESULTS.md
+	@$(BENCH_SERVING) bench/compare.py --facewise $(BUILT)/facewise --limit $(BUILT)/examples/limit \
+		--python $(BENCH_SERVING_VENV)/bin/python --data $(BENCH_SERVING_DATA) $(ARGS)
 
+bench-latency: cargo onnxruntime ## the time of a picture on one core, by stage
+	@$(CARGO) run --release --locked --quiet --package facewise --example latency
+
+bench-overload: bench-serving ## facewise under ten times the load that it can sustain, for a minute
+	@$(BENCH_SERVING) bench/overload.py --facewise $(BUILT)/facewise --data $(BENCH_SERVING_DATA) $(ARGS)
+
+# What the two need. The networks and pictures are made anew, in seconds: they are always those of the scripts.
+bench-serving: cargo onnxruntime wrk $(BENCH_SERVING_VENV)/installed
+	$(CARGO) build --release --locked --package facewise --bin facewise --example limit
+	@$(BENCH_SERVING) bench/networks.py --out $(BENCH_SERVING_DATA)/models
+	@$(BENCH_SERVING) bench/bodies.py --faces examples/faces --out $(BENCH_SERVING_DATA)/bodies
+
+$(BENCH_SERVING_VENV)/installed: bench/requirements.txt | python
+	@echo "Installing the servers to compare with into $(BENCH_SERVING_VENV)/: 400 MB on disk, once."
+	@$(call venv,$(BENCH_SERVING_VENV))
+	$(BENCH_SERVING_VENV)/bin/python -m pip install --quiet --no-cache-dir --requirement bench/requirements.txt
+	@touch $@
+
+# Two runs, the second from the weights of the first, which has a shallower head. What was stopped goes on where it was.
 train-detector: cargo c++ libtorch ## trains the face detector on FACEWISE_DATA, into runs/detector; goes on after a stop
-	@$(TRAINER) detector train --config training/configs/detector.toml --data $(FACEWISE_DATA) --run runs/detector \
-		$(if $(wildcard runs/detector/checkpoint.safetensors),--resume) $(ARGS)
+	@init=; for run in detector-start detector; do \
+		resume=; if [ -e runs/$$run/checkpoint.safetensors ]; then resume=--resume; init=; fi; \
+		[ -e runs/$$run/weights.safetensors ] || $(TRAINER) detector train --config training/configs/$$run.toml \
+			--data $(FACEWISE_DATA) --run runs/$$run $$resume $$init $(ARGS) || exit 1; \
+		init="--init runs/$$run/weights.safetensors"; done
 
 export-detector: cargo c++ libtorch onnxruntime ## writes the network of the last train-detector to models/
 	@$(TRAINER) detector export --run runs/detector --data $(FACEWISE_DATA) \
@@ -104,8 +136,7 @@ bench-training:
 
 $(BENCH_VENV)/torch-$(BENCH_TORCH):
 	@echo "Installing PyTorch $(BENCH_TORCH) into $(BENCH_VENV)/: 5 GB on disk, once. BENCH_PYTHON=… uses another one."
-	@$(PYTHON) -m venv --clear $(BENCH_VENV) || { echo "facewise: $(PYTHON) could not make a virtual environment." \
-		"Install venv (on Debian and Ubuntu: sudo apt install python3-venv) and run this again." >&2; exit 1; }
+	@$(call venv,$(BENCH_VENV))
 	$(BENCH_VENV)/bin/python -m pip install --quiet --no-cache-dir torch==$(BENCH_TORCH)
 	@touch $@
 
@@ -132,3 +163,7 @@ c++:
 python:
 	@command -v $(PYTHON) >/dev/null || { echo "facewise: $(PYTHON) is missing, and the native libraries are" \
 		"fetched with its pip. Install both (on Debian and Ubuntu: sudo apt install python3 python3-pip) and run this again." >&2; exit 1; }
+
+wrk:
+	@command -v wrk >/dev/null || { echo "facewise: wrk, which puts servers under load, is missing." \
+		"Install it (on Debian and Ubuntu: sudo apt install wrk) and run this again." >&2; exit 1; }
