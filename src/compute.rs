@@ -8,10 +8,10 @@ use crate::config::available_cpus;
 /// Which work goes first when a core is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// Runs of networks: they end requests, and what ends gives back memory and a place in line.
-    Network,
-    /// Work on pictures: it begins requests.
+    /// Work on pictures. It is short, and the more of it is done, the larger are the batches of what comes next.
     Picture,
+    /// Runs of networks: whole batches of what waits.
+    Network,
 }
 
 /// The cores that may compute at a time.
@@ -39,14 +39,16 @@ impl Compute {
     /// once where it asks for none, because it computes elsewhere. The calling thread waits meanwhile. Work must not ask for
     /// cores itself.
     pub fn run<T>(&self, priority: Priority, threads: usize, work: impl FnOnce() -> T) -> T {
-        if threads == 0 {
-            return work();
-        }
-        let _taken = self.take(priority, threads.clamp(1, self.cores));
+        let _cores = self.take(priority, threads);
         work()
     }
 
-    fn take(&self, priority: Priority, cores: usize) -> Taken<'_> {
+    /// Waits for the cores of [`Self::run`]. They are free again when what is returned is dropped.
+    pub fn take(&self, priority: Priority, threads: usize) -> Cores<'_> {
+        let cores = threads.min(self.cores);
+        if cores == 0 {
+            return Cores { compute: self, cores };
+        }
         let class = priority as usize;
         let mut state = self.state.lock();
         state.waiting[class] += 1;
@@ -56,7 +58,7 @@ impl Compute {
         state.waiting[class] -= 1;
         state.free -= cores;
         self.wake(&state);
-        Taken { compute: self, cores }
+        Cores { compute: self, cores }
     }
 
     /// Wakes whoever is next, as long as there is something to take. Who wakes another in turn, so that none is forgotten.
@@ -77,12 +79,12 @@ impl Default for Compute {
 }
 
 /// Cores in use; dropping it gives them back, also when the work panics.
-struct Taken<'a> {
+pub struct Cores<'a> {
     compute: &'a Compute,
     cores: usize,
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Cores<'_> {
     fn drop(&mut self) {
         let mut state = self.compute.state.lock();
         state.free += self.cores;
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_go_before_pictures() {
+    fn pictures_go_before_networks() {
         let compute = Compute::new(1);
         let (order, turns) = mpsc::channel();
         let waiting = |class: usize| {
@@ -154,13 +156,13 @@ mod tests {
             running.recv().unwrap();
             let say = |name: &'static str, order: mpsc::Sender<&'static str>| move || order.send(name).unwrap();
             let (picture, network) = (say("picture", order.clone()), say("network", order));
-            scope.spawn(move || compute.run(Priority::Picture, 1, picture));
-            waiting(Priority::Picture as usize);
             scope.spawn(move || compute.run(Priority::Network, 1, network));
             waiting(Priority::Network as usize);
+            scope.spawn(move || compute.run(Priority::Picture, 1, picture));
+            waiting(Priority::Picture as usize);
             release.send(()).unwrap();
         });
-        assert_eq!(turns.iter().collect::<Vec<_>>(), ["network", "picture"]);
+        assert_eq!(turns.iter().collect::<Vec<_>>(), ["picture", "network"]);
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub struct Inference {
     /// Most faces of a picture that are answered, the most confident ones
     #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "100")]
     pub max_faces: usize,
-    /// Most pictures in progress, from their bytes to the answer; the others wait in line [default: 4 for each CPU available,
+    /// Most pictures in progress, from their bytes to the answer; the others wait in line [default: 16 for each CPU available,
     /// with a GPU two full runs more]
     #[arg(long, value_name = "PICTURES", value_parser = at_least_one)]
     pub max_in_progress: Option<usize>,
@@ -312,9 +312,9 @@ impl Inference {
     /// Most pictures in progress.
     pub fn in_progress(&self) -> usize {
         self.max_in_progress.unwrap_or_else(|| match self.device.provider {
-            Provider::Cpu => 4 * available_cpus(),
+            Provider::Cpu => 16 * available_cpus(),
             // Two full batches: one is filled while the other is computed.
-            Provider::Cuda | Provider::TensorRt => 4 * available_cpus() + 2 * self.max_batch,
+            Provider::Cuda | Provider::TensorRt => 16 * available_cpus() + 2 * self.max_batch,
         })
     }
 

@@ -2,18 +2,19 @@
 //! time: enough to keep every core and every batch busy, and no more, for each further one only makes the others later.
 //!
 //! Under overload, a line without a second look ends with nobody served: whoever reaches its front has spent so much of its
-//! time on waiting that the rest does not suffice, and its work is done for nothing. So a request whose time cannot suffice
-//! any more, by what the last ones took, is told so at the front and not begun.
+//! time on waiting that the rest does not suffice, and its work is done for nothing. So a request at the front whose time cannot
+//! suffice any more is told so and not begun: where one ends every `t`, as the last ones did, the one that comes to `n` others
+//! takes `(n + 1) · t`. Those behind it have more time left than it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Weight of one request in the running mean of the time that requests take.
-const NEWEST: f64 = 0.1;
+/// Weight of one request in the running mean of the time between two ends.
+const NEWEST: f64 = 0.05;
 
-/// Part of the running mean that is left after a request was turned away. Where all are turned away nobody is measured any
+/// Part of the running mean that is left after a request was turned away. Where all are turned away nothing is measured any
 /// more, and what was true in a bad moment would be believed for ever.
 const AFTER_REFUSAL: f64 = 0.95;
 
@@ -25,14 +26,23 @@ pub struct TooLate;
 /// The line, and the places of those that are in progress.
 pub struct Line {
     places: Semaphore,
-    /// Running mean of the time in progress, in microseconds.
-    typical: AtomicU64,
+    pace: Mutex<Pace>,
+}
+
+/// How fast requests end.
+struct Pace {
+    in_progress: u32,
+    /// The last end, or the last beginning with nobody else in progress.
+    since: Instant,
+    /// Running mean of the time between two ends, in seconds.
+    interval: f64,
 }
 
 impl Line {
     /// A line before this many places.
     pub fn new(places: usize) -> Self {
-        Self { places: Semaphore::new(places), typical: AtomicU64::new(0) }
+        let pace = Pace { in_progress: 0, since: Instant::now(), interval: 0.0 };
+        Self { places: Semaphore::new(places), pace: Mutex::new(pace) }
     }
 
     /// Waits for a place. Dropping the future leaves the line.
@@ -41,31 +51,43 @@ impl Line {
     /// When so little is left until the deadline that the work would be for nothing.
     pub async fn enter(&self, deadline: Instant) -> Result<Place<'_>, TooLate> {
         let permit = self.places.acquire().await.map_err(|_| TooLate)?;
-        let since = Instant::now();
-        let typical = self.typical.load(Ordering::Relaxed);
-        if deadline.saturating_duration_since(since) < Duration::from_micros(typical) {
-            // Lost updates of others are no harm to a mean.
-            self.typical.store((typical as f64 * AFTER_REFUSAL) as u64, Ordering::Relaxed);
+        let now = Instant::now();
+        let mut pace = self.pace.lock();
+        let needed = f64::from(pace.in_progress + 1) * pace.interval;
+        if deadline.saturating_duration_since(now) < Duration::from_secs_f64(needed) {
+            pace.interval *= AFTER_REFUSAL;
             return Err(TooLate);
         }
-        Ok(Place { line: self, since, _permit: permit })
+        if pace.in_progress == 0 {
+            pace.since = now;
+        }
+        pace.in_progress += 1;
+        Ok(Place { line: self, _permit: permit })
     }
 }
 
 /// A request in progress, until it is dropped.
 pub struct Place<'a> {
     line: &'a Line,
-    since: Instant,
     _permit: SemaphorePermit<'a>,
+}
+
+impl Place<'_> {
+    /// The request was answered. One that is dropped without says nothing about how fast they are.
+    pub fn answered(self) {
+        let mut pace = self.line.pace.lock();
+        let now = Instant::now();
+        let interval = (now - pace.since).as_secs_f64();
+        // The first one is all that is known.
+        let weight = if pace.interval > 0.0 { NEWEST } else { 1.0 };
+        pace.interval += weight * (interval - pace.interval);
+        pace.since = now;
+    }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let typical = self.line.typical.load(Ordering::Relaxed) as f64;
-        let took = self.since.elapsed().as_micros() as f64;
-        // The first one is all that is known.
-        let mean = if typical > 0.0 { typical + NEWEST * (took - typical) } else { took };
-        self.line.typical.store(mean as u64, Ordering::Relaxed);
+        self.line.pace.lock().in_progress -= 1;
     }
 }
 
@@ -81,9 +103,11 @@ mod tests {
         Instant::now() + Duration::from_mins(1)
     }
 
+    /// One request that takes so long.
     fn taking(line: &Line, time: Duration) {
-        let mut place = line.enter(far()).now_or_never().unwrap().unwrap();
-        place.since = place.since.checked_sub(time).unwrap();
+        let place = line.enter(far()).now_or_never().unwrap().unwrap();
+        line.pace.lock().since -= time;
+        place.answered();
     }
 
     #[test]
@@ -113,12 +137,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_in_time_is_not_begun() {
-        let line = Line::new(1);
+        let line = Line::new(3);
         taking(&line, Duration::from_millis(200));
-        let soon = Instant::now() + Duration::from_millis(100);
-        assert_eq!(line.enter(soon).now_or_never().unwrap().map(drop), Err(TooLate));
-        assert!(line.enter(far()).now_or_never().unwrap().is_ok());
-        assert_eq!(line.places.available_permits(), 1, "who is turned away holds no place");
+        let within = |ms| line.enter(Instant::now() + Duration::from_millis(ms)).now_or_never().unwrap();
+        assert_eq!(within(100).map(drop), Err(TooLate));
+        assert_eq!(line.places.available_permits(), 3, "who is turned away holds no place");
+        let first = within(300);
+        assert!(first.is_ok());
+        assert!(within(300).is_err(), "the second one ends after 400 ms");
+        assert!(within(500).is_ok());
     }
 
     #[test]
@@ -129,5 +156,19 @@ mod tests {
             .take_while(|_| line.enter(Instant::now() + Duration::from_millis(100)).now_or_never().unwrap().is_err())
             .count();
         assert!((50..200).contains(&refusals), "{refusals}");
+    }
+
+    #[test]
+    fn many_ends_at_a_time_are_a_short_interval() {
+        let line = Line::new(100);
+        for _ in 0..50 {
+            let batch: Vec<_> = (0..8).map(|_| line.enter(far()).now_or_never().unwrap().unwrap()).collect();
+            line.pace.lock().since -= Duration::from_millis(80);
+            batch.into_iter().for_each(Place::answered);
+        }
+        let interval = line.pace.lock().interval;
+        assert!((0.006..0.016).contains(&interval), "80 ms for eight: {interval}");
+        drop(line.enter(far()).now_or_never());
+        assert!((line.pace.lock().interval - interval).abs() < 1e-12, "who goes unanswered says nothing");
     }
 }

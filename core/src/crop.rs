@@ -42,7 +42,8 @@ pub fn normalise(crop: &RgbImage, mean: [f32; 3], sd: [f32; 3], tensor: &mut [f3
         let factor = 1.0 / (255.0 * sd[channel]);
         let offset = -mean[channel] / sd[channel];
         for (out, pixel) in plane.iter_mut().zip(crop.as_raw().chunks_exact(3)) {
-            *out = f32::from(pixel[channel]).mul_add(factor, offset);
+            // Not `mul_add`: where the processor is not known to have it, each is a call of a function.
+            *out = f32::from(pixel[channel]) * factor + offset;
         }
     }
 }
@@ -101,29 +102,76 @@ impl Region {
 
 /// Bilinear sampling at the centres of the output's pixels; inside the picture the edge pixels are continued.
 fn bilinear(picture: &RgbImage, unit_to_picture: &Similarity, size: u32) -> RgbImage {
-    let (width, height) = (picture.width() as f32, picture.height() as f32);
-    let (last_x, last_y) = (picture.width() as usize - 1, picture.height() as usize - 1);
-    let stride = picture.width() as usize * 3;
-    let raw = picture.as_raw();
+    let across = Axis { length: picture.width(), step: 3 };
+    let down = Axis { length: picture.height(), step: picture.width() as usize * 3 };
+    let centres: Vec<f32> = (0..size).map(|position| (position as f32 + 0.5) / size as f32).collect();
     let mut out = RgbImage::from_pixel(size, size, PADDING);
-    for (index, pixel) in out.as_mut().chunks_exact_mut(3).enumerate() {
-        let centre = |position: usize| (position as f32 + 0.5) / size as f32;
-        let at = unit_to_picture.apply(Point::new(centre(index % size as usize), centre(index / size as usize)));
-        if !((0.0..=width).contains(&at.x) && (0.0..=height).contains(&at.y)) {
-            continue;
+    let rows = out.as_mut().chunks_exact_mut(size as usize * 3).zip(&centres);
+    if unit_to_picture.b == 0.0 {
+        // Upright, as every picture before a detector is: the columns are the same in each row.
+        let columns: Vec<Option<Between>> =
+            centres.iter().map(|x| across.between(unit_to_picture.apply(Point::new(*x, 0.0)).x)).collect();
+        for (line, y) in rows {
+            let Some(row) = down.between(unit_to_picture.apply(Point::new(0.0, *y)).y) else { continue };
+            for (pixel, column) in line.chunks_exact_mut(3).zip(&columns) {
+                if let Some(column) = column {
+                    blend(picture.as_raw(), column, &row, pixel);
+                }
+            }
         }
-        let (x, y) = ((at.x - 0.5).max(0.0), (at.y - 0.5).max(0.0));
-        let (x0, y0) = ((x as usize).min(last_x), (y as usize).min(last_y));
-        let (x1, y1) = ((x0 + 1).min(last_x), (y0 + 1).min(last_y));
-        let (fx, fy) = ((x - x0 as f32).min(1.0), (y - y0 as f32).min(1.0));
-        let corners = [y0 * stride + x0 * 3, y0 * stride + x1 * 3, y1 * stride + x0 * 3, y1 * stride + x1 * 3];
-        for (channel, value) in pixel.iter_mut().enumerate() {
-            let [a, b, c, d] = corners.map(|start| f32::from(raw[start + channel]));
-            let (upper, lower) = (a + (b - a) * fx, c + (d - c) * fx);
-            *value = (upper + (lower - upper) * fy + 0.5) as u8;
+        return out;
+    }
+    for (line, y) in rows {
+        for (pixel, x) in line.chunks_exact_mut(3).zip(&centres) {
+            let at = unit_to_picture.apply(Point::new(*x, *y));
+            if let (Some(column), Some(row)) = (across.between(at.x), down.between(at.y)) {
+                blend(picture.as_raw(), &column, &row, pixel);
+            }
         }
     }
     out
+}
+
+/// One direction of a picture.
+struct Axis {
+    /// Pixels.
+    length: u32,
+    /// Bytes from one pixel to the next.
+    step: usize,
+}
+
+/// A place between two neighbours.
+struct Between {
+    /// Where the bytes of the two begin.
+    first: usize,
+    second: usize,
+    /// Weight of the second.
+    share: f32,
+}
+
+impl Axis {
+    /// The neighbours of a place; `None` outside the picture.
+    fn between(&self, at: f32) -> Option<Between> {
+        if !(0.0..=self.length as f32).contains(&at) {
+            return None;
+        }
+        let (place, last) = ((at - 0.5).max(0.0), self.length as usize - 1);
+        let first = (place as usize).min(last);
+        let second = (first + 1).min(last);
+        let share = (place - first as f32).min(1.0);
+        Some(Between { first: first * self.step, second: second * self.step, share })
+    }
+}
+
+fn blend(raw: &[u8], column: &Between, row: &Between, pixel: &mut [u8]) {
+    let at = |start: usize| &raw[start..start + 3];
+    let (a, b) = (at(row.first + column.first), at(row.first + column.second));
+    let (c, d) = (at(row.second + column.first), at(row.second + column.second));
+    for (channel, value) in pixel.iter_mut().enumerate() {
+        let [a, b, c, d] = [a, b, c, d].map(|corner| f32::from(corner[channel]));
+        let (upper, lower) = (a + (b - a) * column.share, c + (d - c) * column.share);
+        *value = (upper + (lower - upper) * row.share + 0.5) as u8;
+    }
 }
 
 #[cfg(test)]

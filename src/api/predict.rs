@@ -187,9 +187,10 @@ pub(super) async fn predict(
     // The body comes first: an answer to a client that still sends might never be read.
     let (head, body) = body::read(request, &app.settings.http).await?;
     let Wishes { model, tasks, whereabouts, extras } = Parameters::of(&head.uri)?.wishes(&app)?;
-    let _place = app.line.enter(deadline).await?;
+    let place = app.line.enter(deadline).await?;
     let picture = upload::picture(&head.headers, body, app.pipeline.cpu()).await?;
     let analysis = app.pipeline.analyse(picture, whereabouts, &model, &tasks).await?;
+    place.answered();
     let prediction = Prediction::new(id.to_string(), model.model(), &analysis, extras, started.elapsed());
     Ok(([(SERVER_TIMING, prediction.timings.to_string())], Json(prediction)))
 }

@@ -14,7 +14,7 @@ pub(super) struct Queue<T> {
 
 struct State<T> {
     items: VecDeque<T>,
-    /// Workers that wait in [`Queue::take`].
+    /// Workers that wait in [`Queue::wait`].
     idle: usize,
     closed: bool,
 }
@@ -53,46 +53,49 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Waits for items and takes a batch of those that are still `wanted`; unwanted ones are dropped on the way.
-    ///
-    /// A batch is this worker's share of what waits, when others are idle too, and never more than `most`. For a batch that
-    /// is not full it waits `patience` at most, counted from when it saw the first item; with none, which is the rule, it
-    /// takes what is there. `None` once the queue is closed and everything is taken.
-    pub(super) fn take(&self, most: usize, patience: Duration, wanted: impl Fn(&T) -> bool) -> Option<Vec<T>> {
+    /// Waits until there are items; `false` once the queue is closed and everything is taken. For `most` of them it waits
+    /// `patience` at most, counted from when it saw the first; with none, which is the rule, one is enough.
+    pub(super) fn wait(&self, most: usize, patience: Duration) -> bool {
         let mut state = self.state.lock();
         let mut until = None;
         loop {
             if state.items.is_empty() {
+                if state.closed {
+                    return false;
+                }
                 until = None;
-            } else if !patience.is_zero() && state.items.len() < most && !state.closed {
-                let until = *until.get_or_insert_with(|| Instant::now() + patience);
-                if !self.arrived.wait_until(&mut state, until).timed_out() {
-                    continue;
-                }
-            }
-            if !state.items.is_empty() {
-                let share = state.items.len().div_ceil(state.idle + 1).min(most);
-                let mut batch = Vec::with_capacity(share);
-                while batch.len() < share {
-                    let Some(item) = state.items.pop_front() else { break };
-                    if wanted(&item) {
-                        batch.push(item);
-                    }
-                }
-                if !batch.is_empty() {
-                    if !state.items.is_empty() {
-                        self.arrived.notify_one();
-                    }
-                    return Some(batch);
-                }
-            } else if state.closed {
-                return None;
-            } else {
                 state.idle += 1;
                 self.arrived.wait(&mut state);
                 state.idle -= 1;
+            } else if patience.is_zero() || state.items.len() >= most || state.closed {
+                return true;
+            } else {
+                let until = *until.get_or_insert_with(|| Instant::now() + patience);
+                if self.arrived.wait_until(&mut state, until).timed_out() {
+                    return true;
+                }
             }
         }
+    }
+
+    /// Takes a batch of those that are still `wanted`; unwanted ones are dropped on the way. It is this worker's share of what
+    /// is there, when others are idle too, and never more than `most`; it is empty when others were faster.
+    pub(super) fn take(&self, most: usize, wanted: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut state = self.state.lock();
+        let mut batch = Vec::new();
+        while batch.is_empty() && !state.items.is_empty() {
+            let share = state.items.len().div_ceil(state.idle + 1).min(most);
+            while batch.len() < share {
+                let Some(item) = state.items.pop_front() else { break };
+                if wanted(&item) {
+                    batch.push(item);
+                }
+            }
+        }
+        if !state.items.is_empty() {
+            self.arrived.notify_one();
+        }
+        batch
     }
 
     /// Items that wait now.
@@ -130,14 +133,15 @@ mod tests {
     #[test]
     fn batches_are_as_large_as_allowed_and_in_order() {
         let queue = filled(0..5);
-        assert_eq!(queue.take(3, NONE, |_| true), Some(vec![0, 1, 2]));
-        assert_eq!(queue.take(3, NONE, |_| true), Some(vec![3, 4]));
+        assert_eq!(queue.take(3, |_| true), [0, 1, 2]);
+        assert_eq!(queue.take(3, |_| true), [3, 4]);
+        assert!(queue.take(3, |_| true).is_empty(), "others were faster");
     }
 
     #[test]
     fn unwanted_items_take_no_place_in_a_batch() {
         let queue = filled(0..8);
-        assert_eq!(queue.take(3, NONE, |item| item % 2 == 1), Some(vec![1, 3, 5]));
+        assert_eq!(queue.take(3, |item| item % 2 == 1), [1, 3, 5]);
         assert_eq!(queue.len(), 2);
     }
 
@@ -150,8 +154,9 @@ mod tests {
         );
         queue.close();
         assert_eq!(queue.push(vec![4]), Err(Refusal::Closed));
-        assert_eq!(queue.take(9, NONE, |_| true), Some(vec![1, 2]));
-        assert_eq!(queue.take(9, NONE, |_| true), None);
+        assert!(queue.wait(9, NONE));
+        assert_eq!(queue.take(9, |_| true), [1, 2]);
+        assert!(!queue.wait(9, NONE));
     }
 
     #[test]
@@ -159,7 +164,7 @@ mod tests {
         let queue = Queue::new(3);
         assert_eq!((queue.push(vec![1, 2]), queue.push(vec![3, 4])), (Ok(()), Err(Refusal::Full)));
         assert_eq!((queue.push(vec![5]), queue.push(vec![])), (Ok(()), Ok(())));
-        assert_eq!(queue.take(9, NONE, |_| true), Some(vec![1, 2, 5]));
+        assert_eq!(queue.take(9, |_| true), [1, 2, 5]);
     }
 
     #[test]
@@ -167,19 +172,20 @@ mod tests {
         let queue = Arc::new(filled(0..1));
         let patient = {
             let queue = Arc::clone(&queue);
-            thread::spawn(move || queue.take(3, Duration::from_mins(1), |_| true))
+            thread::spawn(move || queue.wait(3, Duration::from_mins(1)))
         };
         assert_eq!(queue.push(vec![1]), Ok(()));
         thread::sleep(Duration::from_millis(20));
         assert_eq!(queue.len(), 2, "two of three wait for the third");
         assert_eq!(queue.push(vec![2]), Ok(()));
-        assert_eq!(patient.join().expect("no panic"), Some(vec![0, 1, 2]));
+        assert!(patient.join().expect("no panic"));
+        assert_eq!(queue.take(3, |_| true), [0, 1, 2]);
 
         assert_eq!(queue.push(vec![3]), Ok(()));
-        assert_eq!(queue.take(3, Duration::from_millis(1), |_| true), Some(vec![3]), "nobody else comes");
-        assert_eq!(queue.push(vec![4]), Ok(()));
+        assert!(queue.wait(3, Duration::from_millis(1)), "nobody else comes");
         queue.close();
-        assert_eq!(queue.take(3, Duration::from_mins(1), |_| true), Some(vec![4]), "nobody else may come");
+        assert!(queue.wait(3, Duration::from_mins(1)), "nobody else may come");
+        assert_eq!(queue.take(3, |_| true), [3]);
     }
 
     #[test]
@@ -190,8 +196,9 @@ mod tests {
                 let queue = Arc::clone(&queue);
                 thread::spawn(move || {
                     let mut taken = Vec::new();
-                    while let Some(batch) = queue.take(7, NONE, |_| true) {
-                        assert!((1..=7).contains(&batch.len()));
+                    while queue.wait(7, NONE) {
+                        let batch = queue.take(7, |_| true);
+                        assert!(batch.len() <= 7);
                         taken.extend(batch);
                     }
                     taken

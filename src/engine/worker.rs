@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError};
 use super::queue::Queue;
-use crate::compute::{Compute, Priority};
+use crate::compute::{Compute, Cores, Priority};
 
 /// How long a worker waits before it tries again to load a network that could not be loaded.
 const LOAD_AGAIN: Duration = Duration::from_secs(1);
@@ -134,20 +134,25 @@ impl Worker {
     /// Works until the queue is closed and empty.
     pub(super) fn work(mut self) {
         let mut tensor = Vec::with_capacity(self.recipe.max_batch * self.recipe.picture_len());
-        let queue = Arc::clone(&self.queue);
-        while let Some(jobs) = queue.take(self.recipe.max_batch, self.recipe.max_delay, |job| !job.reply.is_closed()) {
-            self.answer(jobs, &mut tensor);
+        let (queue, compute) = (Arc::clone(&self.queue), Arc::clone(&self.recipe.compute));
+        while queue.wait(self.recipe.max_batch, self.recipe.max_delay) {
+            // First a core, then the batch: what arrives while the cores are taken is in it.
+            let mut cores = Some(compute.take(Priority::Network, self.recipe.threads));
+            let jobs = queue.take(self.recipe.max_batch, |job| !job.reply.is_closed());
+            if !jobs.is_empty() {
+                self.answer(jobs, &mut tensor, &mut cores);
+            }
         }
     }
 
     /// Answers pictures that share a run. When it fails, each gets a run of its own, so that the one that is to blame fails
     /// alone.
-    fn answer(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>) {
-        let Err(Failed { jobs, error }) = self.run(jobs, tensor) else { return };
+    fn answer(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>, cores: &mut Option<Cores<'_>>) {
+        let Err(Failed { jobs, error }) = self.run(jobs, tensor, cores) else { return };
         if jobs.len() > 1 {
             tracing::warn!(%error, pictures = jobs.len(), "a run of the network failed: each picture is tried alone");
             for job in jobs.into_iter().filter(|job| !job.reply.is_closed()) {
-                self.answer(vec![job], tensor);
+                self.answer(vec![job], tensor, cores);
             }
             return;
         }
@@ -158,17 +163,16 @@ impl Worker {
         // The picture's fault, or the network's?
         if let Err(error) = self.recipe.check(self.backend.as_mut(), 1) {
             tracing::error!(%error, "a network does not work any more");
-            self.renew();
+            self.renew(cores);
         }
     }
 
     /// One run. The answers are sent, or the pictures come back with the reason.
-    fn run(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>) -> Result<(), Failed> {
+    fn run(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>, cores: &mut Option<Cores<'_>>) -> Result<(), Failed> {
         let Self { recipe, backend, .. } = self;
         let pictures: Vec<&RgbImage> = jobs.iter().map(|job| &job.picture).collect();
-        let (started, result) = recipe.compute.run(Priority::Network, recipe.threads, || {
-            (Instant::now(), shielded(|| recipe.run(backend.as_mut(), tensor, &pictures)))
-        });
+        let started = Instant::now();
+        let result = shielded(|| recipe.run(backend.as_mut(), tensor, &pictures));
         let inference = started.elapsed();
         recipe.executions.inc();
         recipe.inferences.inc_by(jobs.len() as u64);
@@ -184,7 +188,7 @@ impl Worker {
             }
             Ok(Err(error)) => error,
             Err(Panicked) => {
-                self.renew();
+                self.renew(cores);
                 BackendError("the run panicked".into())
             }
         };
@@ -194,7 +198,7 @@ impl Worker {
 
     /// Puts a new network in the place of one that panicked, for nobody knows what state that left it in, or that does not work.
     /// Where none can be loaded, this worker stands still and tries again; the model is not ready meanwhile.
-    fn renew(&mut self) {
+    fn renew(&mut self, cores: &mut Option<Cores<'_>>) {
         self.health.without_network.fetch_add(1, Ordering::Relaxed);
         loop {
             let renewed = self.backend.renew().and_then(|mut fresh| {
@@ -212,6 +216,8 @@ impl Worker {
             if self.queue.is_closed() {
                 break;
             }
+            // Others can use the cores meanwhile.
+            *cores = None;
             std::thread::sleep(LOAD_AGAIN);
         }
         self.health.without_network.fetch_sub(1, Ordering::Relaxed);
