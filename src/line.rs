@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// Weight of one request in the running mean of the time between two ends.
 const NEWEST: f64 = 0.05;
 
-/// Part of the running mean that is left after a request was turned away. Where all are turned away nothing is measured any
-/// more, and what was true in a bad moment would be believed for ever.
+/// Part of the running mean that is left after a request was turned away while none was in progress: then nothing is measured
+/// any more, and what was true in a bad moment would be believed for ever.
 const AFTER_REFUSAL: f64 = 0.95;
 
 /// The time of a request ran out, or cannot suffice any more.
@@ -55,26 +55,31 @@ impl Line {
         let mut pace = self.pace.lock();
         let needed = f64::from(pace.in_progress + 1) * pace.interval;
         if deadline.saturating_duration_since(now) < Duration::from_secs_f64(needed) {
-            pace.interval *= AFTER_REFUSAL;
+            if pace.in_progress == 0 {
+                pace.interval *= AFTER_REFUSAL;
+            }
             return Err(TooLate);
         }
         if pace.in_progress == 0 {
             pace.since = now;
         }
         pace.in_progress += 1;
-        Ok(Place { line: self, _permit: permit })
+        Ok(Place { line: self, begun: now, answered: false, _permit: permit })
     }
 }
 
 /// A request in progress, until it is dropped.
 pub struct Place<'a> {
     line: &'a Line,
+    begun: Instant,
+    answered: bool,
     _permit: SemaphorePermit<'a>,
 }
 
 impl Place<'_> {
-    /// The request was answered. One that is dropped without says nothing about how fast they are.
-    pub fn answered(self) {
+    /// The request was answered.
+    pub fn answered(mut self) {
+        self.answered = true;
         let mut pace = self.line.pace.lock();
         let now = Instant::now();
         let interval = (now - pace.since).as_secs_f64();
@@ -87,7 +92,14 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.line.pace.lock().in_progress -= 1;
+        let mut pace = self.line.pace.lock();
+        if !self.answered {
+            // So many have not ended in all this time: the pace is no faster than that. Without this, a line that has begun
+            // too many at once, and ended none, would never learn.
+            let least = self.begun.elapsed().as_secs_f64() / f64::from(pace.in_progress);
+            pace.interval = pace.interval.max(least);
+        }
+        pace.in_progress -= 1;
     }
 }
 
@@ -159,6 +171,20 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_ended_none_in_time_begins_fewer() {
+        let line = Line::new(8);
+        let within = || line.enter(Instant::now() + Duration::from_millis(200)).now_or_never().unwrap();
+        let mut late: Vec<_> = (0..8).map(|_| within().unwrap()).collect();
+        for place in &mut late {
+            place.begun -= Duration::from_millis(200);
+        }
+        drop(late.split_off(4));
+        drop(late);
+        let begun = (0..8).map_while(|_| within().ok()).count();
+        assert!(begun < 8, "{begun}");
+    }
+
+    #[test]
     fn many_ends_at_a_time_are_a_short_interval() {
         let line = Line::new(100);
         for _ in 0..50 {
@@ -169,6 +195,6 @@ mod tests {
         let interval = line.pace.lock().interval;
         assert!((0.006..0.016).contains(&interval), "80 ms for eight: {interval}");
         drop(line.enter(far()).now_or_never());
-        assert!((line.pace.lock().interval - interval).abs() < 1e-12, "who goes unanswered says nothing");
+        assert!((line.pace.lock().interval - interval).abs() < 1e-12, "who goes at once says nothing");
     }
 }
