@@ -32,7 +32,7 @@ impl App {
     /// Puts the parts together.
     pub fn new(settings: Settings, metrics: Arc<Metrics>, repository: Repository, pipeline: Pipeline) -> Self {
         let admission = Semaphore::new(settings.http.max_requests);
-        let line = Line::new(settings.inference.in_progress());
+        let line = Line::new(settings.in_progress());
         Self { settings, metrics, repository, pipeline, admission, line, stopping: AtomicBool::new(false) }
     }
 

@@ -50,10 +50,6 @@ pub struct Inference {
     /// and takes longer [default: the detector's own]
     #[arg(long, value_name = "PIXELS", value_parser = detector_size)]
     pub detector_size: Option<u32>,
-    /// Time between two looks at the folder of models: what is new or has changed is loaded, what has gone is unloaded
-    /// [default: never looked at again]
-    #[arg(long, value_name = "TIME", value_parser = poll_interval)]
-    pub models_poll: Option<Duration>,
     /// Tasks answered at all; the others disappear from answers
     #[arg(long, value_name = "LIST", default_value_t)]
     pub tasks: Tasks,
@@ -82,10 +78,6 @@ pub struct Inference {
     /// Most faces of a picture that are answered, the most confident ones
     #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "100")]
     pub max_faces: usize,
-    /// Most pictures in progress, from their bytes to the answer; the others wait in line [default: 16 for each CPU available,
-    /// with a GPU two full runs more]
-    #[arg(long, value_name = "PICTURES", value_parser = at_least_one)]
-    pub max_in_progress: Option<usize>,
     /// Threads that decode and crop pictures [default: the CPUs available]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub decode_threads: Option<usize>,
@@ -204,6 +196,10 @@ pub struct Http {
     /// Most predictions in the server, in line and in progress; more are answered 429
     #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "512")]
     pub max_requests: usize,
+    /// Most pictures in progress, from their bytes to the answer; the others wait in line [default: 16 for each CPU available,
+    /// with a GPU two full runs more]
+    #[arg(long, value_name = "PICTURES", value_parser = at_least_one)]
+    pub max_in_progress: Option<usize>,
     /// Longest time for a whole request
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub request_timeout: humantime::Duration,
@@ -213,6 +209,10 @@ pub struct Http {
     /// Longest time until the head of a request is there, and how long an idle connection is kept
     #[arg(long, value_name = "TIME", default_value = "75s")]
     pub idle_timeout: humantime::Duration,
+    /// Time between two looks at the folder of models: what is new or has changed is loaded, what has gone is unloaded
+    /// [default: never looked at again]
+    #[arg(long, value_name = "TIME", value_parser = poll_interval)]
+    pub models_poll: Option<Duration>,
     /// Longest time to finish what was admitted when the server is told to stop
     #[arg(long, value_name = "TIME", default_value = "35s")]
     pub shutdown_timeout: humantime::Duration,
@@ -309,15 +309,6 @@ impl Inference {
         })
     }
 
-    /// Most pictures in progress.
-    pub fn in_progress(&self) -> usize {
-        self.max_in_progress.unwrap_or_else(|| match self.device.provider {
-            Provider::Cpu => 16 * available_cpus(),
-            // Two full batches: one is filled while the other is computed.
-            Provider::Cuda | Provider::TensorRt => 16 * available_cpus() + 2 * self.max_batch,
-        })
-    }
-
     /// Threads that decode pictures.
     pub fn decode_thread_count(&self) -> usize {
         self.decode_threads.unwrap_or_else(available_cpus)
@@ -359,6 +350,15 @@ impl Settings {
         I::Item: Into<OsString> + Clone,
     {
         OnlySettings::try_parse_from(flags).map(|only| only.settings)
+    }
+
+    /// Most pictures in progress.
+    pub fn in_progress(&self) -> usize {
+        self.http.max_in_progress.unwrap_or_else(|| match self.inference.device.provider {
+            Provider::Cpu => 16 * available_cpus(),
+            // Two full batches: one is filled while the other is computed.
+            Provider::Cuda | Provider::TensorRt => 16 * available_cpus() + 2 * self.inference.max_batch,
+        })
     }
 
     /// Checks what no single setting can.

@@ -87,7 +87,7 @@ pub async fn serve(settings: Settings) -> Result<Running, StartError> {
     let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
     let app = tokio::task::spawn_blocking(move || load(settings)).await??;
     let app = Arc::new(app);
-    if let Some(interval) = app.settings.inference.models_poll {
+    if let Some(interval) = app.settings.http.models_poll {
         watch_models(&app, interval)?;
     }
     let (stop, stopped) = watch::channel(false);
