@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use facewise::config::available_cpus;
 use facewise::engine::{Backend, OnnxBackend, Runtime};
+use facewise::process::prepare_to_compute;
 use facewise_core::crop::{PADDING, crop, normalise};
 use facewise_core::decode::{AgeDistribution, LabelDistribution};
 use facewise_core::detection::{Decoder, Selection, detect};
@@ -338,6 +339,8 @@ fn once(stages: &mut Stages, pictures: &Pictures, time: Duration) -> anyhow::Res
 }
 
 fn main() -> anyhow::Result<()> {
+    // As the server does, so that both compute under the same conditions.
+    prepare_to_compute().context("this program cannot start itself anew")?;
     let Arguments { networks, measure } = Arguments::parse();
     let library = Runtime::load(networks.onnxruntime.as_deref())?;
     let result = match measure {

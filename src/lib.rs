@@ -13,6 +13,7 @@ pub mod engine;
 pub mod evaluate;
 pub mod line;
 pub mod pipeline;
+pub mod process;
 pub mod repository;
 pub mod server;
 mod stamp;

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use facewise::config::{self, ConfigError, File};
+use facewise::process;
 
 /// Age, gender, smile and emotion from faces.
 ///
@@ -73,6 +74,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    if !matches!(cli.command, Command::Openapi)
+        && let Err(error) = process::prepare_to_compute()
+    {
+        return fail(&anyhow::Error::new(error).context("this program cannot start itself anew"), 1);
+    }
     let done = match cli.command {
         Command::Serve(args) => serve::run(args.settings),
         Command::Predict(args) => predict::run(&args),

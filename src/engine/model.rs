@@ -180,7 +180,7 @@ impl Model {
             failures: metrics.inference_failures.with_label_values(&[name, version]),
             batch_size: metrics.batch_size.with_label_values(&[name]),
         };
-        let (queue, health) = (Arc::new(Queue::new(options.max_queue)), Arc::<Health>::default());
+        let (queue, health) = (Arc::new(Queue::new(options.max_queue, backends.len())), Arc::<Health>::default());
         let mut model = Self { manifest, sha256, input_size, queue, health, workers: Vec::new() };
         for (index, mut backend) in backends.into_iter().enumerate() {
             recipe.warm_up(backend.as_mut())?;

@@ -10,13 +10,43 @@ pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
     arrived: Condvar,
     capacity: usize,
+    workers: usize,
 }
 
 struct State<T> {
     items: VecDeque<T>,
-    /// Workers that wait in [`Queue::wait`].
+    /// Workers that wait for the first item in [`Queue::wait`].
     idle: usize,
+    /// Items that were taken and are not done.
+    running: usize,
+    last_push: Instant,
     closed: bool,
+}
+
+/// How long a worker waits for a batch to become larger.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// At most, counted from when it saw the first item.
+    pub(super) longest: Duration,
+    /// And no longer than this without another item coming.
+    pub(super) quiet: Duration,
+}
+
+impl Patience {
+    /// One item is enough.
+    pub(super) const NONE: Self = Self { longest: Duration::ZERO, quiet: Duration::ZERO };
+
+    fn until(self, first_seen: Instant, last_push: Instant) -> Instant {
+        (first_seen + self.longest).min(last_push + self.quiet)
+    }
+}
+
+impl<T> State<T> {
+    /// What each of the workers has if all that is here, waiting or being worked on, is shared alike: with batches of one size
+    /// nobody waits for a large one while a small one is done.
+    fn share(&self, workers: usize) -> usize {
+        (self.items.len() + self.running).div_ceil(workers)
+    }
 }
 
 /// Why items were not taken in.
@@ -29,10 +59,11 @@ pub(super) enum Refusal {
 }
 
 impl<T> Queue<T> {
-    /// An empty queue in which at most `capacity` items wait.
-    pub(super) fn new(capacity: usize) -> Self {
-        let state = State { items: VecDeque::with_capacity(capacity.min(1024)), idle: 0, closed: false };
-        Self { state: Mutex::new(state), arrived: Condvar::new(), capacity }
+    /// An empty queue in which at most `capacity` items wait for so many workers.
+    pub(super) fn new(capacity: usize, workers: usize) -> Self {
+        let items = VecDeque::with_capacity(capacity.min(1024));
+        let state = State { items, idle: 0, running: 0, last_push: Instant::now(), closed: false };
+        Self { state: Mutex::new(state), arrived: Condvar::new(), capacity, workers: workers.max(1) }
     }
 
     /// Puts items at the end, side by side: all of them or none.
@@ -48,43 +79,43 @@ impl<T> Queue<T> {
             return Err(Refusal::Full);
         }
         state.items.extend(items);
+        state.last_push = Instant::now();
         drop(state);
         self.arrived.notify_one();
         Ok(())
     }
 
-    /// Waits until there are items; `false` once the queue is closed and everything is taken. For `most` of them it waits
-    /// `patience` at most, counted from when it saw the first; with none, which is the rule, one is enough.
-    pub(super) fn wait(&self, most: usize, patience: Duration) -> bool {
+    /// Waits until there are items; `false` once the queue is closed and everything is taken. For `most` of them, or this worker's
+    /// share if that is less, it waits as long as its patience lasts.
+    pub(super) fn wait(&self, most: usize, patience: Patience) -> bool {
         let mut state = self.state.lock();
-        let mut until = None;
+        let mut first_seen = None;
         loop {
             if state.items.is_empty() {
                 if state.closed {
                     return false;
                 }
-                until = None;
+                first_seen = None;
                 state.idle += 1;
                 self.arrived.wait(&mut state);
                 state.idle -= 1;
-            } else if patience.is_zero() || state.items.len() >= most || state.closed {
-                return true;
-            } else {
-                let until = *until.get_or_insert_with(|| Instant::now() + patience);
-                if self.arrived.wait_until(&mut state, until).timed_out() {
-                    return true;
-                }
+                continue;
             }
+            let until = patience.until(*first_seen.get_or_insert_with(Instant::now), state.last_push);
+            if state.closed || state.items.len() >= most.min(state.share(self.workers)) || Instant::now() >= until {
+                return true;
+            }
+            self.arrived.wait_until(&mut state, until);
         }
     }
 
-    /// Takes a batch of those that are still `wanted`; unwanted ones are dropped on the way. It is this worker's share of what
-    /// is there, when others are idle too, and never more than `most`; it is empty when others were faster.
+    /// Takes a batch of those that are still `wanted`; unwanted ones are dropped on the way. It is this worker's share, and never
+    /// more than `most`; it is empty when others were faster. Whoever takes says when it is [`Self::done`].
     pub(super) fn take(&self, most: usize, wanted: impl Fn(&T) -> bool) -> Vec<T> {
         let mut state = self.state.lock();
         let mut batch = Vec::new();
         while batch.is_empty() && !state.items.is_empty() {
-            let share = state.items.len().div_ceil(state.idle + 1).min(most);
+            let share = state.items.len().div_ceil(state.idle + 1).min(state.share(self.workers)).min(most);
             while batch.len() < share {
                 let Some(item) = state.items.pop_front() else { break };
                 if wanted(&item) {
@@ -92,10 +123,16 @@ impl<T> Queue<T> {
                 }
             }
         }
+        state.running += batch.len();
         if !state.items.is_empty() {
             self.arrived.notify_one();
         }
         batch
+    }
+
+    /// A batch of so many items is done.
+    pub(super) fn done(&self, count: usize) {
+        self.state.lock().running -= count;
     }
 
     /// Items that wait now.
@@ -122,10 +159,14 @@ mod tests {
 
     use super::*;
 
-    const NONE: Duration = Duration::ZERO;
+    const NONE: Patience = Patience::NONE;
+
+    fn at_most(longest: Duration) -> Patience {
+        Patience { longest, quiet: longest }
+    }
 
     fn filled(items: std::ops::Range<u32>) -> Queue<u32> {
-        let queue = Queue::new(100);
+        let queue = Queue::new(100, 1);
         assert_eq!(queue.push(items.collect()), Ok(()));
         queue
     }
@@ -147,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_and_a_closed_one_hands_out_what_it_has() {
-        let queue = Queue::new(2);
+        let queue = Queue::new(2, 1);
         assert_eq!(
             (queue.push(vec![1]), queue.push(vec![2]), queue.push(vec![3])),
             (Ok(()), Ok(()), Err(Refusal::Full))
@@ -161,7 +202,7 @@ mod tests {
 
     #[test]
     fn items_come_in_together_or_not_at_all() {
-        let queue = Queue::new(3);
+        let queue = Queue::new(3, 1);
         assert_eq!((queue.push(vec![1, 2]), queue.push(vec![3, 4])), (Ok(()), Err(Refusal::Full)));
         assert_eq!((queue.push(vec![5]), queue.push(vec![])), (Ok(()), Ok(())));
         assert_eq!(queue.take(9, |_| true), [1, 2, 5]);
@@ -172,7 +213,7 @@ mod tests {
         let queue = Arc::new(filled(0..1));
         let patient = {
             let queue = Arc::clone(&queue);
-            thread::spawn(move || queue.wait(3, Duration::from_mins(1)))
+            thread::spawn(move || queue.wait(3, at_most(Duration::from_mins(1))))
         };
         assert_eq!(queue.push(vec![1]), Ok(()));
         thread::sleep(Duration::from_millis(20));
@@ -182,15 +223,35 @@ mod tests {
         assert_eq!(queue.take(3, |_| true), [0, 1, 2]);
 
         assert_eq!(queue.push(vec![3]), Ok(()));
-        assert!(queue.wait(3, Duration::from_millis(1)), "nobody else comes");
+        assert!(queue.wait(3, at_most(Duration::from_millis(1))), "nobody else comes");
+        let fidgety = Patience { longest: Duration::from_mins(1), quiet: Duration::from_millis(1) };
+        assert!(queue.wait(3, fidgety), "nobody came for a while");
         queue.close();
-        assert!(queue.wait(3, Duration::from_mins(1)), "nobody else may come");
+        assert!(queue.wait(3, at_most(Duration::from_mins(1))), "nobody else may come");
         assert_eq!(queue.take(3, |_| true), [3]);
     }
 
     #[test]
+    fn workers_share_alike_what_waits_and_what_is_worked_on() {
+        let queue = Queue::new(100, 2);
+        assert_eq!(queue.push((0..8).collect()), Ok(()));
+        assert_eq!(queue.take(32, |_| true).len(), 4, "half of it is the other's");
+        assert_eq!(queue.push((0..20).collect()), Ok(()));
+        // 24 wait and 4 are worked on.
+        assert_eq!(queue.take(32, |_| true).len(), 14);
+        queue.done(4);
+        assert_eq!((queue.len(), queue.take(32, |_| true).len()), (10, 10), "a share is 12, and 10 are there");
+        queue.done(24);
+        assert_eq!(queue.push((0..3).collect()), Ok(()));
+        assert!(
+            queue.wait(32, at_most(Duration::from_mins(1))),
+            "two are a share of three: nothing else is waited for"
+        );
+    }
+
+    #[test]
     fn every_item_reaches_exactly_one_worker() {
-        let queue = Arc::new(Queue::new(10_000));
+        let queue = Arc::new(Queue::new(10_000, 4));
         let workers: Vec<_> = (0..4)
             .map(|_| {
                 let queue = Arc::clone(&queue);
@@ -199,6 +260,7 @@ mod tests {
                     while queue.wait(7, NONE) {
                         let batch = queue.take(7, |_| true);
                         assert!(batch.len() <= 7);
+                        queue.done(batch.len());
                         taken.extend(batch);
                     }
                     taken

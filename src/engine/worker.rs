@@ -12,11 +12,19 @@ use prometheus::{Histogram, IntCounter};
 use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError};
-use super::queue::Queue;
+use super::queue::{Patience, Queue};
 use crate::compute::{Compute, Cores, Priority};
 
 /// How long a worker waits before it tries again to load a network that could not be loaded.
 const LOAD_AGAIN: Duration = Duration::from_secs(1);
+
+/// A worker waits this share of the time of its last run for as many pictures as that run had. Clients that send the next
+/// picture when they have an answer all come back at once, and what starts a moment before they are all there takes one or two
+/// of them.
+const PATIENCE: u32 = 8;
+
+/// Once nobody has come for this long, nobody is waited for any more.
+const QUIET: Duration = Duration::from_millis(1);
 
 /// One square picture that waits for the network: the crop of a face, or what a detector looks at.
 pub(super) struct Job {
@@ -49,7 +57,7 @@ pub(super) struct Recipe {
     pub(super) lengths: Vec<usize>,
     /// Most pictures in a run.
     pub(super) max_batch: usize,
-    /// Longest wait for a batch to fill.
+    /// Longest wait for a batch to fill, where somebody has set one.
     pub(super) max_delay: Duration,
     /// Threads inside a run.
     pub(super) threads: usize,
@@ -135,13 +143,21 @@ impl Worker {
     pub(super) fn work(mut self) {
         let mut tensor = Vec::with_capacity(self.recipe.max_batch * self.recipe.picture_len());
         let (queue, compute) = (Arc::clone(&self.queue), Arc::clone(&self.recipe.compute));
-        while queue.wait(self.recipe.max_batch, self.recipe.max_delay) {
+        let max_batch = self.recipe.max_batch;
+        let max_delay = self.recipe.max_delay;
+        let set = (!max_delay.is_zero()).then_some((max_batch, Patience { longest: max_delay, quiet: max_delay }));
+        let mut enough = set.unwrap_or((1, Patience::NONE));
+        while queue.wait(enough.0, enough.1) {
             // First a core, then the batch: what arrives while the cores are taken is in it.
             let mut cores = Some(compute.take(Priority::Network, self.recipe.threads));
-            let jobs = queue.take(self.recipe.max_batch, |job| !job.reply.is_closed());
-            if !jobs.is_empty() {
-                self.answer(jobs, &mut tensor, &mut cores);
+            let jobs = queue.take(max_batch, |job| !job.reply.is_closed());
+            if jobs.is_empty() {
+                continue;
             }
+            let (started, count) = (Instant::now(), jobs.len());
+            self.answer(jobs, &mut tensor, &mut cores);
+            queue.done(count);
+            enough = set.unwrap_or_else(|| (count, Patience { longest: started.elapsed() / PATIENCE, quiet: QUIET }));
         }
     }
 
