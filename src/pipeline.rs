@@ -141,9 +141,21 @@ struct Recipe {
     size: u32,
 }
 
+/// A picture whose longer side would still have so many times the pixels that a detector looks at is decoded at half its size or less. Most
+/// of a large photograph's pixels are not needed, and they cost more than everything else together.
+const ENOUGH_FOR_A_DETECTOR: u32 = 4;
+
+/// By how much a picture may be decoded smaller for a detector that looks at `size` × `size` pixels.
+fn reduction(info: &Info, size: u32) -> u32 {
+    let longer = info.width.max(info.height);
+    [8, 4, 2].into_iter().find(|reduction| longer / reduction >= ENOUGH_FOR_A_DETECTOR * size).unwrap_or(1)
+}
+
 /// A decoded picture. As long as it is held, its pixels count against the bound on all.
 struct Decoded {
     pixels: RgbImage,
+    /// How many pixels of the picture a pixel here stands for, along a side.
+    reduction: u32,
     info: Info,
     decode: Duration,
     /// When it was decoded.
@@ -152,24 +164,51 @@ struct Decoded {
 }
 
 impl Decoded {
-    fn new(bytes: &[u8], info: Info, limits: Limits, permit: OwnedSemaphorePermit) -> Result<Self, PictureError> {
+    /// Decodes a picture, and a large one smaller where it is to be shown to a detector of this size.
+    fn new(
+        bytes: &[u8],
+        info: Info,
+        detector: Option<u32>,
+        limits: Limits,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Self, PictureError> {
         let started = Instant::now();
-        let pixels = picture::decode(bytes, limits)?;
+        let reduction = detector.map_or(1, |size| reduction(&info, size));
+        let reduced = if reduction > 1 { picture::decode_reduced(bytes, &info, reduction) } else { None };
+        let (pixels, reduction) = match reduced {
+            Some(pixels) => (pixels, reduction),
+            None => (picture::decode(bytes, limits)?, 1),
+        };
         let since = Instant::now();
-        Ok(Self { pixels, info, decode: since - started, since, _permit: permit })
+        Ok(Self { pixels, reduction, info, decode: since - started, since, _permit: permit })
+    }
+
+    /// Decodes the picture at its full size if a face among these has fewer pixels than a crop of it.
+    fn enlarge(&mut self, bytes: &[u8], limits: Limits, places: &[Place], size: u32) -> Result<(), PictureError> {
+        let reduction = self.reduction as f32;
+        if self.reduction > 1 && places.iter().any(|place| place.square.scale() / reduction < size as f32) {
+            let started = Instant::now();
+            (self.pixels, self.reduction) = (picture::decode(bytes, limits)?, 1);
+            self.decode += started.elapsed();
+        }
+        Ok(())
+    }
+
+    /// A square of the picture, `size` × `size` pixels of it.
+    fn crop(&self, square: &Similarity, size: u32) -> RgbImage {
+        crop(&self.pixels, &square.then(&Similarity::scaling(1.0 / self.reduction as f32)), size)
     }
 
     /// The square around the whole picture, for a detector.
     fn whole(&self, size: u32) -> RgbImage {
-        let (width, height) = self.pixels.dimensions();
-        crop(&self.pixels, &Similarity::around(width, height), size)
+        self.crop(&Similarity::around(self.info.width, self.info.height), size)
     }
 
     /// Cuts the faces out, and lets the pixels go.
     fn cut(self, places: Vec<Place>, size: u32, detect: Option<Duration>) -> Cut {
         let started = Instant::now();
-        let crops = places.iter().map(|place| crop(&self.pixels, &place.square, size)).collect();
-        let (width, height) = self.pixels.dimensions();
+        let crops = places.iter().map(|place| self.crop(&place.square, size)).collect();
+        let Info { width, height, .. } = self.info;
         Cut { width, height, places, crops, decode: self.decode, detect, align: started.elapsed() }
     }
 }
@@ -295,9 +334,9 @@ impl Pipeline {
     /// Cuts out the one face whose place is known.
     async fn given(&self, bytes: Bytes, stored: Option<Landmarks>, recipe: Recipe) -> Result<Cut, PipelineError> {
         let Recipe { template, size } = recipe;
-        self.decoded(bytes, move |picture| {
+        self.decoded(bytes, None, move |picture| {
             let landmarks = stored.map(|landmarks| picture.info.displayed(&landmarks));
-            let place = Place::given(landmarks, &template, picture.pixels.dimensions());
+            let place = Place::given(landmarks, &template, (picture.info.width, picture.info.height));
             picture.cut(vec![place], size, None)
         })
         .instrument(debug_span!("decode"))
@@ -305,7 +344,7 @@ impl Pipeline {
     }
 
     /// Looks for faces, and cuts out those that `places` makes of them. No thread is held while the detector works; the
-    /// pixels are, for the crops are cut at full resolution.
+    /// pixels are, for the crops are cut from them.
     async fn detected<P>(
         &self,
         bytes: Bytes,
@@ -317,23 +356,25 @@ impl Pipeline {
     where
         P: FnOnce(Vec<Detection>, (u32, u32)) -> Vec<Place> + Send + 'static,
     {
-        let input_size = detector.model().input_size();
-        let shown = self.decoded(bytes, move |picture| (picture.whole(input_size), picture));
-        let (square, picture) = shown.instrument(debug_span!("decode")).await?;
+        let (input_size, limits) = (detector.model().input_size(), self.limits);
+        let shown = self.decoded(bytes.clone(), Some(input_size), move |picture| (picture.whole(input_size), picture));
+        let (square, mut picture) = shown.instrument(debug_span!("decode")).await?;
         let tensors = detector.look(square).instrument(debug_span!("detect")).await?;
         let work = move || {
-            let (width, height) = picture.pixels.dimensions();
+            let Info { width, height, .. } = picture.info;
             let around = Similarity::around(width, height);
             let faces = detector.read(&tensors, &selection)?.iter().map(|face| face.map(&around)).collect();
             let detect = picture.since.elapsed();
-            Ok(picture.cut(places(faces, (width, height)), size, Some(detect)))
+            let places = places(faces, (width, height));
+            picture.enlarge(&bytes, limits, &places, size)?;
+            Ok(picture.cut(places, size, Some(detect)))
         };
         self.cpu.run(work).instrument(debug_span!("align")).await?
     }
 
-    /// Decodes a picture and hands it on, in one go where enough pixels are free, which is nearly always; else waits for
+    /// Decodes a picture, for a detector of this size if for one, and hands it on, in one go where enough pixels are free, which is nearly always; else waits for
     /// them without holding a thread.
-    async fn decoded<T, F>(&self, bytes: Bytes, then: F) -> Result<T, PipelineError>
+    async fn decoded<T, F>(&self, bytes: Bytes, detector: Option<u32>, then: F) -> Result<T, PipelineError>
     where
         T: Send + 'static,
         F: FnOnce(Decoded) -> T + Send + 'static,
@@ -348,7 +389,7 @@ impl Pipeline {
                     let needed = u64::from(info.width) * u64::from(info.height);
                     let needed = u32::try_from(needed).unwrap_or(u32::MAX);
                     match pixels.try_acquire_many_owned(needed) {
-                        Ok(permit) => FirstTry::Done(Decoded::new(&bytes, info, limits, permit).map(then)),
+                        Ok(permit) => FirstTry::Done(Decoded::new(&bytes, info, detector, limits, permit).map(then)),
                         Err(_) => FirstTry::Wait(info, needed, then),
                     }
                 }
@@ -359,7 +400,7 @@ impl Pipeline {
             FirstTry::Wait(info, needed, then) => {
                 let permit =
                     Arc::clone(&self.pixels).acquire_many_owned(needed).await.map_err(|_| EngineError::Stopped)?;
-                self.cpu.run(move || Decoded::new(&bytes, info, limits, permit).map(then)).await?
+                self.cpu.run(move || Decoded::new(&bytes, info, detector, limits, permit).map(then)).await?
             }
         };
         let value = result?;
@@ -402,6 +443,33 @@ mod tests {
             left_eye: Point::new(70.0, eye_y + tilt),
             nose: Point::new(50.0, 60.0),
             mouth: Point::new(50.0, 77.0),
+        }
+    }
+
+    #[test]
+    fn a_large_picture_is_decoded_as_far_as_its_faces_need() {
+        let pixels = RgbImage::from_fn(2560, 1280, |x, y| Rgb([(x / 10) as u8, (y / 5) as u8, 90]));
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        pixels.write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+        let (bytes, limits) = (bytes.into_inner(), Limits::default());
+        let info = picture::probe(&bytes, limits).unwrap();
+        assert_eq!([320, 160, 80, 321].map(|size| reduction(&info, size)), [2, 4, 8, 1]);
+
+        let place = |side| Place {
+            square: Similarity::onto_square(1000.0, 300.0, side),
+            ..Place::given(None, &Template::FACE, (2560, 1280))
+        };
+        let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let decoded = |detector| Decoded::new(&bytes, info, detector, limits, permit()).unwrap();
+        for (side, reduction) in [(300.0, 2), (128.0, 2), (127.0, 1)] {
+            let (mut reduced, whole) = (decoded(Some(320)), decoded(None));
+            assert_eq!((reduced.pixels.dimensions(), whole.pixels.dimensions()), ((1280, 640), (2560, 1280)));
+            reduced.enlarge(&bytes, limits, &[place(600.0), place(side)], 64).unwrap();
+            assert_eq!((reduced.reduction, whole.reduction), (reduction, 1), "a face of {side} pixels");
+            let (reduced, whole) = (reduced.cut(vec![place(side)], 64, None), whole.cut(vec![place(side)], 64, None));
+            assert_eq!((reduced.width, reduced.height), (2560, 1280));
+            let pairs = reduced.crops[0].iter().zip(whole.crops[0].iter());
+            assert!(pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 6, "a face of {side} pixels");
         }
     }
 

@@ -167,6 +167,11 @@ impl Similarity {
         Self { a: side, b: 0.0, tx: x, ty: y }
     }
 
+    /// Makes everything smaller or larger about the origin.
+    pub const fn scaling(factor: f32) -> Self {
+        Self { a: factor, b: 0.0, tx: 0.0, ty: 0.0 }
+    }
+
     /// The transform from the unit square onto the smallest centred square that covers a whole picture of this size.
     pub fn around(width: u32, height: u32) -> Self {
         let side = width.max(height) as f32;

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use facewise_core::picture::{Format, Limits, PictureError, RgbImage, decode, probe};
+use facewise_core::picture::{Format, Limits, PictureError, RgbImage, decode, decode_reduced, probe};
 use image::codecs::gif::GifEncoder;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
@@ -68,6 +68,58 @@ fn every_format_is_recognised_by_its_content() {
         assert_eq!((info.format, info.width, info.height), (format, 32, 16));
         assert_halves(&format.to_string(), &decoded(&bytes), ORANGE, TEAL, if format == Format::Jpeg { 6 } else { 0 });
     }
+}
+
+/// 96 × 64 smooth pixels as a JPEG that says how it is to be turned.
+fn smooth_jpeg(orientation: u8) -> Vec<u8> {
+    let picture = RgbImage::from_fn(96, 64, |x, y| Rgb([2 * x as u8, 3 * y as u8, (x + y) as u8]));
+    // A TIFF header and one directory entry.
+    let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+    let mut bytes = Vec::new();
+    let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 98);
+    encoder.set_exif_metadata(exif).unwrap();
+    encoder.write_image(&picture, 96, 64, ExtendedColorType::Rgb8).unwrap();
+    bytes
+}
+
+#[test]
+fn a_reduced_jpeg_has_the_means_of_the_pixels() {
+    for (orientation, reduction) in [(1, 2), (6, 2), (5, 2), (3, 4), (8, 8)] {
+        let bytes = smooth_jpeg(orientation);
+        let info = probe(&bytes, Limits::default()).unwrap();
+        let (whole, reduced) = (decoded(&bytes), decode_reduced(&bytes, &info, reduction).unwrap());
+        assert_eq!(reduced.dimensions(), (info.width / reduction, info.height / reduction));
+        for (x, y, pixel) in reduced.enumerate_pixels() {
+            let block = image::imageops::crop_imm(&whole, x * reduction, y * reduction, reduction, reduction);
+            let mean = |channel: usize| {
+                let sum: u32 = block.to_image().pixels().map(|pixel| u32::from(pixel.0[channel])).sum();
+                sum as f32 / (reduction * reduction) as f32
+            };
+            let far = (0..3).any(|channel| (f32::from(pixel.0[channel]) - mean(channel)).abs() > 6.0);
+            assert!(!far, "1/{reduction}, orientation {orientation}, at {x}, {y}: {pixel:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_reduced_is_left_to_the_other_decoder() {
+    let reduced = |bytes: &[u8], reduction| {
+        let info = probe(bytes, Limits::default()).unwrap();
+        decode_reduced(bytes, &info, reduction).map(|picture| picture.dimensions())
+    };
+    let jpeg = smooth_jpeg(1);
+    assert_eq!(reduced(&jpeg, 4), Some((24, 16)));
+    assert_eq!(reduced(&jpeg[..jpeg.len() - 300], 2), None, "truncated");
+    let odd = DynamicImage::from(RgbImage::new(31, 16));
+    assert_eq!(reduced(&encode(&odd, ImageFormat::Jpeg), 2), None, "31 pixels wide");
+    let gray = DynamicImage::from(halves()).to_luma8();
+    assert_eq!(reduced(&encode(&gray.into(), ImageFormat::Jpeg), 2), Some((16, 8)));
+    assert_eq!(reduced(&encode(&halves().into(), ImageFormat::Png), 2), None);
+    let (_, progressive) = fixture!("progressive.jpg");
+    assert_eq!(reduced(progressive, 2), Some((16, 8)));
+    let (_, inks) = fixture!("cmyk-adobe.jpg");
+    assert_eq!(reduced(inks, 2), None);
 }
 
 #[test]

@@ -106,6 +106,25 @@ async fn faces_are_found_at_the_end_of_a_panorama_and_in_a_large_photograph() {
     assert_same(&boxes(&server.answer("", encoded(&photograph, ImageFormat::Jpeg)).await), &tripled, 0.85);
 }
 
+/// A JPEG of this size is decoded at half of it, a BMP is not.
+#[tokio::test]
+async fn a_large_jpeg_is_answered_as_if_all_its_pixels_were_decoded() {
+    let server = server().await;
+    let pixels = image::load_from_memory(&group()).unwrap().into_rgb8();
+    let large = imageops::resize(&pixels, 2560, 1600, imageops::FilterType::Triangle);
+    let whole = server.answer("", encoded(&large, ImageFormat::Bmp)).await;
+    let years = |answer: &Value| {
+        let faces = answer["faces"].as_array().unwrap().iter();
+        faces.map(|face| face["age"]["years"].as_f64().unwrap()).sum::<f64>() / FACES as f64
+    };
+    for orientation in [1, 6] {
+        let jpeg = server.answer("", stored(large.clone(), orientation)).await;
+        assert_eq!(jpeg["image"], whole["image"]);
+        assert_same(&boxes(&jpeg), &boxes(&whole), 0.85);
+        assert!((years(&jpeg) - years(&whole)).abs() < 1.0, "{} years, {} years", years(&jpeg), years(&whole));
+    }
+}
+
 #[tokio::test]
 async fn nothing_is_found_where_nobody_is() {
     let server = server().await;

@@ -59,8 +59,12 @@ fn measure(
         if step == WARM_UP {
             started = Instant::now();
         }
-        let losses =
-            loss::joint(&network.forward(&validate::pixels(&batch, device), Mode::Train), &batch.labels, &config.loss);
+        let losses = loss::joint(
+            &network.forward(&validate::pixels(&batch, device), Mode::Train),
+            &batch.labels,
+            &config.loss,
+            None,
+        );
         optimiser.zero_grad();
         losses.total.backward();
         optimiser.step(step as u64 + 1, optimiser::learning_rate(&config.optimiser, step as u64 + 1, steps as u64));

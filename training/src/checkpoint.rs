@@ -1,9 +1,9 @@
 //! A run's state on disk: variables, their average, the optimiser and the position, in one safetensors file
 //! that is replaced as a whole, so that a killed run never leaves half of one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::nn::VarStore;
@@ -108,6 +108,30 @@ pub fn start_from(path: &Path, variables: &VarStore) -> Result<usize> {
     Ok(new.len())
 }
 
+/// The mean of the weights of several runs of one network, which is often better than each of them (Wortsman et al. 2022, model soups).
+///
+/// # Errors
+/// When a file is missing or broken, or is of another network than the first.
+pub fn average(paths: &[PathBuf], out: &Path) -> Result<()> {
+    let (first, others) = paths.split_first().context("no weights to average")?;
+    let mut sum: BTreeMap<String, Tensor> =
+        read(first)?.into_iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::Float))).collect();
+    for path in others {
+        let describe = || format!("in {}", path.display());
+        let mut found = read(path)?;
+        for (name, sum) in &mut sum {
+            let tensor = found.remove(name).with_context(|| format!("`{name}` is missing")).with_context(describe)?;
+            ensure!(tensor.size() == sum.size(), "{}: `{name}` has another shape", describe());
+            *sum += tensor.to_kind(Kind::Float);
+        }
+        if let Some(stranger) = found.keys().min() {
+            bail!("{}: the first network has no `{stranger}`", describe());
+        }
+    }
+    let means: Vec<_> = sum.into_iter().map(|(name, sum)| (name, sum / paths.len() as f64)).collect();
+    write(out, &means)
+}
+
 fn named(prefix: &str, variables: &VarStore) -> Vec<(String, Tensor)> {
     sorted(variables).into_iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor)).collect()
 }
@@ -159,6 +183,21 @@ mod tests {
 
     fn values(store: &VarStore) -> Vec<Vec<f32>> {
         Vec::try_from(&sorted(store)[0].1.detach()).expect("two rows")
+    }
+
+    #[test]
+    fn an_average_is_of_networks_of_one_shape() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        for (name, value, width) in [("a", 1.0, 3), ("b", 4.0, 3), ("wide", 1.0, 5)] {
+            save_weights(&path(name), &store(value, width)).expect("written");
+        }
+        average(&[path("a"), path("b")], &path("mean")).expect("of one shape");
+        let mean = store(0.0, 3);
+        load_weights(&path("mean"), &mean).expect("the same network");
+        assert_eq!(values(&mean), [[2.5; 3]; 2]);
+        let error = average(&[path("a"), path("wide")], &path("mean")).expect_err("refused");
+        assert!(error.to_string().ends_with("`weight` has another shape"), "{error}");
     }
 
     #[test]

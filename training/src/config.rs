@@ -28,6 +28,8 @@ pub struct Config {
     pub optimiser: OptimiserConfig,
     /// The losses of the tasks.
     pub loss: LossConfig,
+    /// How much a teacher counts, where there is one.
+    pub distillation: Option<DistillationConfig>,
     /// How pictures are varied.
     pub augmentation: AugmentationConfig,
     /// The labelled sets.
@@ -82,6 +84,16 @@ pub struct LossConfig {
     pub label_smoothing: f64,
     /// Share of the emotion target taken from the votes of FER+ (Barsoum et al. 2016) where a row has them.
     pub emotion_votes: f64,
+}
+
+/// Learning from a teacher's answers beside the labels (Hinton et al. 2015).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistillationConfig {
+    /// Share of a labelled sample's target that the teacher's answer makes up.
+    pub share: f64,
+    /// Weight of a sample without a label for a task, whose target is the teacher's answer alone; a labelled one has the weight 1.
+    pub unlabelled: f64,
 }
 
 /// Ranges of the random changes; a probability of 0 switches a change off.
@@ -157,6 +169,10 @@ impl Config {
                 "set `{}`: `hold_out` must be at least 2",
                 data.set
             );
+        }
+        if let Some(distillation) = &config.distillation {
+            ensure!((0.0..=1.0).contains(&distillation.share), "`distillation.share` is not in 0..=1");
+            ensure!(distillation.unlabelled >= 0.0, "`distillation.unlabelled` is negative");
         }
         ensure!(config.augmentation.scale >= 1.0, "`augmentation.scale` is a factor of at least 1");
         ensure!((0.0..1.0).contains(&config.optimiser.ema_decay), "`optimiser.ema_decay` is not in 0..1");

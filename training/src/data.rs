@@ -155,6 +155,7 @@ fn labels(row: &Row, votes: &[Option<usize>; 7]) -> Labels {
         smile: index(row.labels.smile),
         emotion: index(row.labels.emotion),
         emotion_votes: shares(votes.map(|column| column.and_then(|column| row.cell(column).parse().ok()))),
+        answers: None,
     }
 }
 

@@ -168,6 +168,7 @@ pub fn random_batch(size: u32, n: usize, seed: u64) -> Batch {
             smile: Some((index % 2) as u8),
             emotion: Some((index % 7) as u8),
             emotion_votes: None,
+            answers: None,
         })
         .collect();
     Batch { size, pixels, labels }

@@ -3,8 +3,8 @@
 use facewise_core::task::{AGES, Task};
 use tch::{Device, Kind, Tensor};
 
-use crate::config::LossConfig;
-use crate::sample::Labels;
+use crate::config::{DistillationConfig, LossConfig};
+use crate::sample::{Labels, answer};
 
 /// Losses of one step; a task without labelled samples in the batch has none.
 #[derive(Debug)]
@@ -16,25 +16,30 @@ pub struct Losses {
 }
 
 /// The joint loss of logits in the order of [`Task::ALL`].
-pub fn joint(logits: &[Tensor], labels: &[Labels], config: &LossConfig) -> Losses {
+pub fn joint(
+    logits: &[Tensor],
+    labels: &[Labels],
+    config: &LossConfig,
+    distillation: Option<&DistillationConfig>,
+) -> Losses {
     let device = logits[0].device();
     let mut total = Tensor::zeros([], (Kind::Float, device));
     let tasks = Task::ALL.map(|task| {
         let logits = &logits[task as usize];
-        let Some(targets) = targets(task, labels, config, device) else {
+        let Some(targets) = Targets::new(task, labels, config, distillation, device) else {
             return Tensor::from(f32::NAN);
         };
+        let mean = |losses: Tensor| (losses * &targets.weights).sum(Kind::Float) / targets.weights.sum(Kind::Float);
         let logits = logits.index_select(0, &targets.rows);
         let log_probabilities = logits.log_softmax(-1, Kind::Float);
-        let cross_entropy = -(&targets.distribution * &log_probabilities)
-            .sum_dim_intlist([-1].as_slice(), false, Kind::Float)
-            .mean(Kind::Float);
+        let cross_entropies = -(&targets.distribution * &log_probabilities);
+        let cross_entropy = mean(cross_entropies.sum_dim_intlist([-1].as_slice(), false, Kind::Float));
         let (weight, loss) = match task {
             Task::Age => {
                 let years = Tensor::arange(AGES as i64, (Kind::Float, device));
-                let mean = log_probabilities.exp().matmul(&years);
+                let expected = log_probabilities.exp().matmul(&years);
                 let true_mean = targets.distribution.matmul(&years);
-                let error = (mean - true_mean).abs().mean(Kind::Float);
+                let error = mean((expected - true_mean).abs());
                 (config.age, cross_entropy + error * config.age_mean)
             }
             Task::Gender => (config.gender, cross_entropy),
@@ -47,47 +52,75 @@ pub fn joint(logits: &[Tensor], labels: &[Labels], config: &LossConfig) -> Losse
     Losses { total, tasks }
 }
 
-/// The rows labelled for a task and the distribution each should have.
+/// The rows of which something is known for a task, the distribution that each should have, and how much each counts.
 struct Targets {
     rows: Tensor,
     distribution: Tensor,
+    weights: Tensor,
 }
 
-fn targets(task: Task, labels: &[Labels], config: &LossConfig, device: Device) -> Option<Targets> {
-    let mut rows = Vec::new();
-    let mut flat: Vec<f32> = Vec::new();
-    for (row, labels) in labels.iter().enumerate() {
-        let one_hot = |label: u8| {
-            let classes = task.classes();
-            let spread = config.label_smoothing as f32 / classes as f32;
-            let mut target = vec![spread; classes];
-            target[usize::from(label)] += 1.0 - config.label_smoothing as f32;
-            target
-        };
-        let target = match task {
-            Task::Age => labels.age.map(|age| around(age, config.age_sd as f32)),
-            Task::Gender => labels.gender.map(one_hot),
-            Task::Smile => labels.smile.map(one_hot),
-            Task::Emotion => labels.emotion.map(|label| {
-                let mut target = one_hot(label);
-                if let Some(votes) = labels.emotion_votes {
-                    let share = config.emotion_votes as f32;
-                    for (target, vote) in target.iter_mut().zip(votes) {
-                        *target += (vote - *target) * share;
-                    }
+impl Targets {
+    fn new(
+        task: Task,
+        labels: &[Labels],
+        config: &LossConfig,
+        distillation: Option<&DistillationConfig>,
+        device: Device,
+    ) -> Option<Self> {
+        let (mut rows, mut weights, mut flat) = (Vec::new(), Vec::new(), Vec::<f32>::new());
+        for (row, labels) in labels.iter().enumerate() {
+            let answer = labels.answers.as_ref().map(|answers| answer(answers, task));
+            let (target, weight) = match (labelled(task, labels, config), answer, distillation) {
+                (Some(mut target), Some(answer), Some(distillation)) => {
+                    mix(&mut target, answer, distillation.share as f32);
+                    (target, 1.0)
                 }
-                target
-            }),
-        };
-        if let Some(target) = target {
+                (Some(target), ..) => (target, 1.0),
+                (None, Some(answer), Some(distillation)) if distillation.unlabelled > 0.0 => {
+                    (answer.to_vec(), distillation.unlabelled as f32)
+                }
+                (None, ..) => continue,
+            };
             rows.push(row as i64);
+            weights.push(weight);
             flat.extend(target);
         }
+        (!rows.is_empty()).then(|| Self {
+            rows: Tensor::from_slice(&rows).to_device(device),
+            distribution: Tensor::from_slice(&flat).view([rows.len() as i64, task.classes() as i64]).to_device(device),
+            weights: Tensor::from_slice(&weights).to_device(device),
+        })
     }
-    (!rows.is_empty()).then(|| Targets {
-        rows: Tensor::from_slice(&rows).to_device(device),
-        distribution: Tensor::from_slice(&flat).view([rows.len() as i64, task.classes() as i64]).to_device(device),
-    })
+}
+
+/// The distribution that a sample should have by its label, if it has one.
+fn labelled(task: Task, labels: &Labels, config: &LossConfig) -> Option<Vec<f32>> {
+    let one_hot = |label: u8| {
+        let classes = task.classes();
+        let spread = config.label_smoothing as f32 / classes as f32;
+        let mut target = vec![spread; classes];
+        target[usize::from(label)] += 1.0 - config.label_smoothing as f32;
+        target
+    };
+    match task {
+        Task::Age => labels.age.map(|age| around(age, config.age_sd as f32)),
+        Task::Gender => labels.gender.map(one_hot),
+        Task::Smile => labels.smile.map(one_hot),
+        Task::Emotion => labels.emotion.map(|label| {
+            let mut target = one_hot(label);
+            if let Some(votes) = labels.emotion_votes {
+                mix(&mut target, &votes, config.emotion_votes as f32);
+            }
+            target
+        }),
+    }
+}
+
+/// Moves a distribution towards another one by a share of the way.
+fn mix(target: &mut [f32], other: &[f32], share: f32) {
+    for (target, other) in target.iter_mut().zip(other) {
+        *target += (other - *target) * share;
+    }
 }
 
 /// A normal distribution around the true age over 0..=100 years, cut at both ends and normalised.
@@ -100,6 +133,7 @@ fn around(age: f32, sd: f32) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::ANSWERS;
 
     const CONFIG: LossConfig = LossConfig {
         age: 1.0,
@@ -123,7 +157,7 @@ mod tests {
     fn only_labelled_samples_count() {
         let labels = [Labels { gender: Some(1), ..Labels::default() }, Labels::default()];
         let logits = logits(2);
-        let losses = joint(&logits, &labels, &CONFIG);
+        let losses = joint(&logits, &labels, &CONFIG, None);
         let gender = losses.tasks[Task::Gender as usize].double_value(&[]);
         assert!((gender - 2f64.ln()).abs() < 1e-6, "{gender}");
         assert!((losses.total.double_value(&[]) - 2.0 * 2f64.ln()).abs() < 1e-5, "weighted");
@@ -137,9 +171,30 @@ mod tests {
     fn votes_are_mixed_into_the_emotion() {
         let votes = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
         let labels = [Labels { emotion: Some(6), emotion_votes: Some(votes), ..Labels::default() }];
-        let targets = targets(Task::Emotion, &labels, &CONFIG, Device::Cpu).expect("labelled");
+        let targets = Targets::new(Task::Emotion, &labels, &CONFIG, None, Device::Cpu).expect("labelled");
         let row = Vec::<Vec<f32>>::try_from(targets.distribution).expect("one row");
         assert_eq!(row[0], [0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.5]);
+    }
+
+    #[test]
+    fn a_teacher_adds_to_labels_and_stands_in_for_them() {
+        let mut answers = [0.0; ANSWERS];
+        answers[AGES..AGES + 2].copy_from_slice(&[0.75, 0.25]);
+        let labels = [
+            Labels { gender: Some(1), answers: Some(answers), ..Labels::default() },
+            Labels { answers: Some(answers), ..Labels::default() },
+            Labels { gender: Some(0), ..Labels::default() },
+            Labels::default(),
+        ];
+        let distillation = DistillationConfig { share: 0.5, unlabelled: 0.25 };
+        let targets = Targets::new(Task::Gender, &labels, &CONFIG, Some(&distillation), Device::Cpu).expect("known");
+        assert_eq!(Vec::<i64>::try_from(targets.rows).expect("rows"), [0, 1, 2]);
+        let rows = Vec::<Vec<f32>>::try_from(targets.distribution).expect("three rows");
+        assert_eq!(rows, [[0.375, 0.625], [0.75, 0.25], [1.0, 0.0]]);
+        assert_eq!(Vec::<f32>::try_from(targets.weights).expect("weights"), [1.0, 0.25, 1.0]);
+
+        let losses = joint(&logits(4), &labels, &CONFIG, Some(&distillation));
+        assert!((losses.tasks[Task::Gender as usize].double_value(&[]) - 2f64.ln()).abs() < 1e-6, "a weighted mean");
     }
 
     #[test]

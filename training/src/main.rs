@@ -16,7 +16,7 @@ use facewise_training::config::{Config, Stage};
 use facewise_training::data::{self, Source};
 use facewise_training::model::{self, Identity};
 use facewise_training::network::Precision;
-use facewise_training::{bench, lesson, train};
+use facewise_training::{bench, checkpoint, lesson, train};
 use tch::Device;
 
 use crate::detector_command::DetectorCommand;
@@ -48,8 +48,20 @@ enum Command {
         /// Start from these weights of the same network or one with fewer blocks, as `export --weights` writes them
         #[arg(long, conflicts_with = "resume")]
         init: Option<PathBuf>,
+        /// Weights of the same network, whose answers are learned beside the labels as `[distillation]` says
+        #[arg(long)]
+        teacher: Option<PathBuf>,
         #[command(flatten)]
         compute: ComputeArgs,
+    },
+    /// Average the weights of several runs of one network
+    Average {
+        /// The weights
+        #[arg(required = true)]
+        weights: Vec<PathBuf>,
+        /// Where their mean is written
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Decode the sets of a configuration once, into compact binary parts
     Pack {
@@ -201,15 +213,16 @@ fn main() -> Result<()> {
     keep_memory()?;
     match Cli::parse().command {
         Command::Detector(command) => detector_command::run(command)?,
-        Command::Train { config, source, run, resume, init, compute } => {
+        Command::Train { config, source, run, resume, init, teacher, compute } => {
             let config = Config::read(&config)?;
             let (device, precision) = compute.prepare()?;
             let (mix, validation) = source.source()?.load(&config)?;
             eprintln!("{} samples an epoch, {} held out", mix.epoch_len(), validation.len());
             let options = lesson::Options { run, resume, init, device, precision };
-            let figures = train::train(&config, mix, &validation, &options)?;
+            let figures = train::train(&config, mix, &validation, teacher.as_deref(), &options)?;
             println!("{}", serde_json::to_string_pretty(&figures)?);
         }
+        Command::Average { weights, out } => checkpoint::average(&weights, &out)?,
         Command::Pack { config, data, out, part_mib } => {
             let config = Config::read(&config)?;
             data::pack(&config, &data, &out, part_mib << 20, |name, samples, parts| {

@@ -11,6 +11,18 @@ use facewise_core::picture::RgbImage;
 use facewise_core::task::{AGES, Task};
 use image::imageops::{self, FilterType};
 
+/// Numbers in the answers of a network to all tasks.
+pub const ANSWERS: usize = AGES + 2 + 2 + 7;
+
+/// A network's probabilities for all tasks, one task after the other in the order of [`Task::ALL`].
+pub type Answers = [f32; ANSWERS];
+
+/// The part of a task in [`Answers`].
+pub fn answer(answers: &Answers, task: Task) -> &[f32] {
+    let first: usize = Task::ALL.iter().take_while(|other| **other != task).map(|other| other.classes()).sum();
+    &answers[first..first + task.classes()]
+}
+
 /// What is known of a face; a task without a label is not trained on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Labels {
@@ -24,6 +36,8 @@ pub struct Labels {
     pub emotion: Option<u8>,
     /// Votes of several people over the labels of [`Task::Emotion`], summing to 1.
     pub emotion_votes: Option<[f32; 7]>,
+    /// What a teacher says of it.
+    pub answers: Option<Answers>,
 }
 
 impl Labels {
@@ -198,7 +212,8 @@ fn parts(folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
 fn encode(sample: &Sample) -> Result<Vec<u8>> {
     let raw = sample.picture.as_raw();
     let gray = raw.chunks_exact(3).all(|pixel| pixel[0] == pixel[1] && pixel[1] == pixel[2]);
-    let Labels { age, gender, smile, emotion, emotion_votes } = sample.labels;
+    // A teacher's answers belong to a run, not to the data.
+    let Labels { age, gender, smile, emotion, emotion_votes, answers: _ } = sample.labels;
     let side = |side: u32| u16::try_from(side).context("a picture of more than 65,535 pixels a side");
     let mut record = Vec::with_capacity(raw.len() + 80);
     record.extend(side(sample.picture.width())?.to_le_bytes());
@@ -270,6 +285,7 @@ fn decode(file: &mut impl Read) -> Result<Option<Sample>> {
             smile: label(head[6], Task::Smile)?,
             emotion: label(head[7], Task::Emotion)?,
             emotion_votes: (!votes[0].is_nan()).then_some(votes),
+            answers: None,
         },
     }))
 }

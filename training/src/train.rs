@@ -1,29 +1,72 @@
 //! Trains the attributes of a face: the [`Lesson`] of crops with labels of several tasks.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use facewise_evaluation::metrics::{LabelMetrics, TaskMetrics};
-use tch::Device;
+use indicatif::ProgressBar;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
 
 use crate::architectures::residual::residual;
+use crate::checkpoint;
 use crate::config::Config;
 use crate::lesson::{self, Lesson, Losses, Options, Plan};
 use crate::loader::{Batch, Epoch, Mix};
 use crate::loss;
 use crate::network::{Mode, Network};
-use crate::sample::Sample;
+use crate::sample::{ANSWERS, Answers, Sample};
 use crate::validate;
 
 /// Trains a network as [`lesson::learn`] does.
 ///
 /// # Errors
 /// As for [`lesson::learn`], and when an epoch is shorter than a batch.
-pub fn train(config: &Config, mix: Mix, validation: &[Sample], options: &Options) -> Result<TaskMetrics> {
+pub fn train(
+    config: &Config,
+    mut mix: Mix,
+    validation: &[Sample],
+    teacher: Option<&Path>,
+    options: &Options,
+) -> Result<TaskMetrics> {
     let (samples, batch) = (mix.epoch_len(), config.batch);
     ensure!(samples >= batch, "an epoch of {samples} samples has no batch of {batch}");
+    match (&config.distillation, teacher) {
+        (Some(_), Some(teacher)) => teach(config, &mut mix.samples, teacher, options)?,
+        (Some(_), None) => bail!("the configuration has `[distillation]`: give the teacher's weights with --teacher"),
+        (None, Some(_)) => bail!("the configuration has no `[distillation]`, which says how much a teacher counts"),
+        (None, None) => {}
+    }
     let lesson = Attributes { config, mix: Arc::new(mix), validation, device: options.device };
     lesson::learn(&lesson, &residual(&config.network)?, config, options)
+}
+
+/// Asks a network like the one to be trained about every sample and its mirror image; the mean of both is the teacher's answer.
+fn teach(config: &Config, samples: &mut [Sample], weights: &Path, options: &Options) -> Result<()> {
+    let variables = VarStore::new(options.device);
+    let teacher = Network::new(&variables.root(), &residual(&config.network)?).with_precision(options.precision);
+    checkpoint::load_weights(weights, &variables)?;
+    let mut answers: Vec<Answers> = Vec::with_capacity(samples.len());
+    let progress = ProgressBar::new(samples.len() as u64).with_prefix("teacher");
+    for batch in validate::plain_batches(samples, config.size()) {
+        let pixels = validate::pixels(&batch, options.device);
+        let mirrored = pixels.flip([3]);
+        let [straight, mirrored] = [pixels, mirrored].map(|pixels| {
+            let logits = tch::no_grad(|| teacher.forward(&pixels, Mode::Eval));
+            let tasks: Vec<Tensor> = logits.iter().map(|logits| logits.softmax(-1, Kind::Float)).collect();
+            Tensor::cat(&tasks, 1)
+        });
+        let mean = ((straight + mirrored) / 2.0).to_device(Device::Cpu).contiguous().flatten(0, -1);
+        let numbers = Vec::<f32>::try_from(mean)?;
+        answers.extend(numbers.as_chunks::<ANSWERS>().0);
+        progress.set_position(answers.len() as u64);
+    }
+    progress.finish_and_clear();
+    for (sample, answers) in samples.iter_mut().zip(answers) {
+        sample.labels.answers = Some(answers);
+    }
+    Ok(())
 }
 
 struct Attributes<'a> {
@@ -68,7 +111,7 @@ impl Lesson for Attributes<'_> {
 
     fn losses(&self, network: &Network, batch: &Batch) -> Losses {
         let logits = network.forward(&validate::pixels(batch, self.device), Mode::Train);
-        let losses = loss::joint(&logits, &batch.labels, &self.config.loss);
+        let losses = loss::joint(&logits, &batch.labels, &self.config.loss, self.config.distillation.as_ref());
         Losses { total: losses.total, parts: losses.tasks.into() }
     }
 
