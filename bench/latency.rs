@@ -12,6 +12,7 @@ use facewise::compute::Compute;
 use facewise::config::Settings;
 use facewise::engine::Runtime;
 use facewise::pipeline::{Pipeline, Whereabouts};
+use facewise::process::prepare_to_compute;
 use facewise::repository::{Repository, Scope};
 use facewise::telemetry::Metrics;
 use facewise_core::detection::Selection;
@@ -45,6 +46,8 @@ fn jpeg(width: u32, height: u32) -> anyhow::Result<Bytes> {
 }
 
 fn main() -> anyhow::Result<()> {
+    // As the server does.
+    prepare_to_compute().context("this program cannot start itself anew")?;
     let flags = ALONE.map(str::to_owned).into_iter().chain(std::env::args().skip(1));
     let settings = Settings::from_flags(flags)?.inference;
     let metrics = Arc::new(Metrics::new());

@@ -96,6 +96,7 @@ def free_port() -> int:
 def facewise(binary: str, scenario: Scenario, flags: str) -> Server:
     """The server of this repository."""
     command = [binary, "serve", "--models", str(scenario.models), "--listen", "127.0.0.1:{port}", "--log-level", "warn"]
+    command += [] if scenario.detector else ["--detector", "none"]
     return Server(FACEWISE, command + shlex.split(flags), scenario.path, "/health/ready")
 
 
