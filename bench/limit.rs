@@ -135,7 +135,7 @@ impl Network {
         for (square, place) in squares.iter().zip(self.tensor.chunks_exact_mut(3 * side * side)) {
             normalise(square, input.mean, input.sd, place);
         }
-        Ok(self.backend.run(&self.tensor, [squares.len(), 3, side, side], &self.outputs)?)
+        Ok(self.backend.run(&self.tensor, &[squares.len(), 3, side, side], &self.outputs)?)
     }
 
     /// Runs on gray pictures, as a server does before it listens.

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use facewise_core::decode::{AgeDistribution, AgePoint, LabelDistribution};
+use facewise_core::decode::{AgeDistribution, AgeGroupDistribution, AgePoint, LabelDistribution};
 use facewise_core::geometry;
-use facewise_core::task::Task;
+use facewise_core::task::{self, Task};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::engine::Model;
+use crate::engine::{Attributes, Model};
 use crate::pipeline::{self, Analysis};
 
 /// What is told only when it is asked for.
@@ -141,6 +141,51 @@ pub struct Age {
     pub probabilities: Option<Vec<f64>>,
 }
 
+/// What is known of a face by its embedding. A task that was not asked for, or that the model does not answer, is absent.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Description {
+    /// Age.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub age: Option<SomeAge>,
+    /// Perceived gender: `female` or `male`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub gender: Option<Classification>,
+    /// `neutral` or `smiling`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub smile: Option<Classification>,
+    /// One of seven emotions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub emotion: Option<Classification>,
+}
+
+/// An age in years, or of a model that knows groups only, the group.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum SomeAge {
+    /// In years.
+    Years(Age),
+    /// As a group.
+    Group(AgeGroup),
+}
+
+/// The most probable of the eight age groups of Adience, and all of them.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AgeGroup {
+    /// The most probable group.
+    #[schema(example = "25-32")]
+    pub group: &'static str,
+    /// Its probability.
+    #[schema(minimum = 0, maximum = 1, example = 0.72)]
+    pub probability: f64,
+    /// Probability of each group.
+    #[schema(example = json!({"0-2": 0.0, "4-6": 0.0, "8-12": 0.01, "15-20": 0.07, "25-32": 0.72, "38-43": 0.16, "48-53": 0.03, "60-100": 0.01}))]
+    pub probabilities: BTreeMap<&'static str, f64>,
+}
+
 /// The most probable label, and all of them.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Classification {
@@ -246,7 +291,7 @@ impl Face {
     }
 
     fn new(face: &pipeline::Face, extras: Extras) -> Self {
-        let label = |task| face.attributes.labels.iter().find(|answer| answer.task() == task).map(Classification::from);
+        let label = |task| label(&face.attributes, task);
         let age = face.attributes.age.as_ref();
         Self {
             area: face.area.into(),
@@ -256,6 +301,36 @@ impl Face {
             gender: label(Task::Gender),
             smile: label(Task::Smile),
             emotion: label(Task::Emotion),
+        }
+    }
+}
+
+fn label(attributes: &Attributes, task: Task) -> Option<Classification> {
+    attributes.labels.iter().find(|answer| answer.task() == task).map(Classification::from)
+}
+
+impl Description {
+    /// Of what a network says; the years' probabilities only where they are asked for.
+    pub fn new(attributes: &Attributes, distributions: bool) -> Self {
+        let label = |task| label(attributes, task);
+        let years = attributes.age.as_ref().map(|(posterior, point)| Age::new(posterior, *point, distributions));
+        let group = attributes.age_group.as_ref().map(AgeGroup::from);
+        Self {
+            age: years.map(SomeAge::Years).or(group.map(SomeAge::Group)),
+            gender: label(Task::Gender),
+            smile: label(Task::Smile),
+            emotion: label(Task::Emotion),
+        }
+    }
+}
+
+impl From<&AgeGroupDistribution> for AgeGroup {
+    fn from(answer: &AgeGroupDistribution) -> Self {
+        let shares = answer.probabilities().iter().copied().map(share);
+        Self {
+            group: answer.top().name(),
+            probability: share(answer.probability()),
+            probabilities: task::AgeGroup::NAMES.into_iter().zip(shares).collect(),
         }
     }
 }

@@ -408,12 +408,16 @@ impl Pipeline {
         Ok(value)
     }
 
-    fn count(&self, attributes: &Attributes) {
+    /// Counts what is answered about a face.
+    pub fn count(&self, attributes: &Attributes) {
         let Metrics { faces, predictions, predicted_age, .. } = self.metrics.as_ref();
         faces.inc();
         if let Some((posterior, point)) = &attributes.age {
             predicted_age.observe(f64::from(posterior.years(*point)));
             predictions.with_label_values(&[Task::Age.name(), posterior.group(*point).name()]).inc();
+        }
+        if let Some(groups) = &attributes.age_group {
+            predictions.with_label_values(&[Task::Age.name(), groups.top().name()]).inc();
         }
         for answer in &attributes.labels {
             predictions.with_label_values(&[answer.task().name(), answer.label()]).inc();
@@ -505,7 +509,7 @@ mod tests {
             &self.signature
         }
 
-        fn run(&mut self, _: &[f32], shape: [usize; 4], _: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
+        fn run(&mut self, _: &[f32], shape: &[usize], _: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
             if self.runs.fetch_add(1, Ordering::SeqCst) >= 2 {
                 self.release.recv().unwrap();
             }

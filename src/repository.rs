@@ -16,7 +16,8 @@ use sha2::{Digest, Sha256};
 use crate::compute::Compute;
 use crate::config::Inference;
 use crate::engine::{
-    AttributeModel, Backend, BackendError, Detector, Model, Network, OnnxBackend, Options, Runtime, model,
+    AttributeModel, Backend, BackendError, Detector, EmbeddingModel, Model, Network, OnnxBackend, Options, Runtime,
+    model,
 };
 use crate::stamp::Stamp;
 use crate::telemetry::Metrics;
@@ -47,8 +48,8 @@ pub enum RepositoryError {
     /// There is no model in it.
     #[error("the models folder '{}' holds no model: put one at <name>/<version>/{MODEL_FILE}, or name another folder with --models", .0.display())]
     Empty(PathBuf),
-    /// There are detectors only.
-    #[error("the models folder '{}' holds no model that describes faces, only detectors: put one beside them", .0.display())]
+    /// There are detectors only, or networks of embeddings.
+    #[error("the models folder '{}' holds no model that describes the faces in pictures, only detectors or networks of embeddings: put one beside them", .0.display())]
     OnlyDetectors(PathBuf),
     /// No detector has the name that was asked for.
     #[error("there is no detector '{name}' among [{found}]: name one of them with --detector, or '{NO_DETECTOR}'")]
@@ -276,8 +277,74 @@ impl Opened {
                 let options = Options { max_batch: settings.max_detector_batch, ..options };
                 Detector::start(network, settings.detector_size, options, metrics).map(Arc::new).map(Served::Detector)
             }
+            Kind::Embeddings => {
+                EmbeddingModel::start(network, &settings.tasks, options, metrics).map(Arc::new).map(Served::Embeddings)
+            }
         };
         served.map_err(|source| RepositoryError::Start { path, source })
+    }
+}
+
+/// A version of a model on disk that has been tried out.
+pub struct Inspected {
+    /// Where it lies.
+    pub found: Found,
+    /// Whether it is the one that would be served.
+    pub newest: bool,
+    /// What it is, or why it cannot be served.
+    pub state: Result<Sound, RepositoryError>,
+}
+
+/// A model that can be served.
+pub struct Sound {
+    /// What it says about itself.
+    pub manifest: Manifest,
+    /// SHA-256 of its file, in hexadecimal.
+    pub sha256: String,
+    /// Size of its file.
+    pub bytes: u64,
+}
+
+/// Loads and runs every version of every model in the folder once, one after the other.
+///
+/// # Errors
+/// When the folder cannot be read, or there is no model.
+pub fn inspect(
+    runtime: &Runtime,
+    settings: &Inference,
+    metrics: &Metrics,
+    compute: &Arc<Compute>,
+) -> Result<Vec<Inspected>, RepositoryError> {
+    let settings = Inference { workers: Some(1), ..settings.clone() };
+    let mut inspected = Vec::new();
+    for Found { name, version: newest, .. } in scan(&settings.models)? {
+        let model = settings.models.join(&name);
+        let mut versions = versions(&model)?;
+        versions.sort_by(|a, b| compare_versions(a, b));
+        for version in versions {
+            let (folder, newest) = (model.join(&version), version == newest);
+            let found = Found { name: name.clone(), version, folder };
+            let state = found.clone().try_out(runtime, &settings, metrics, compute);
+            inspected.push(Inspected { found, newest, state });
+        }
+    }
+    Ok(inspected)
+}
+
+impl Found {
+    fn try_out(
+        self,
+        runtime: &Runtime,
+        settings: &Inference,
+        metrics: &Metrics,
+        compute: &Arc<Compute>,
+    ) -> Result<Sound, RepositoryError> {
+        let path = self.folder.join(MODEL_FILE);
+        let opened = self.open(runtime, settings)?;
+        let (manifest, sha256) = (opened.manifest.clone(), opened.sha256.clone());
+        opened.start(settings, metrics, compute)?;
+        let bytes = fs::metadata(&path).map_err(|source| RepositoryError::File { path, source })?.len();
+        Ok(Sound { manifest, sha256, bytes })
     }
 }
 
@@ -308,6 +375,8 @@ pub enum Served {
     Attributes(Arc<AttributeModel>),
     /// It finds them.
     Detector(Arc<Detector>),
+    /// It describes those of which there are embeddings.
+    Embeddings(Arc<EmbeddingModel>),
 }
 
 impl Served {
@@ -316,6 +385,7 @@ impl Served {
         match self {
             Self::Attributes(attributes) => attributes.model(),
             Self::Detector(detector) => detector.model(),
+            Self::Embeddings(embeddings) => embeddings.model(),
         }
     }
 }
@@ -323,7 +393,7 @@ impl Served {
 /// Which models of a folder are put to work at the start. Of the detectors, it is never more than the one that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Every model that describes faces.
+    /// Every model that describes faces, in pictures or by embeddings.
     All,
     /// The one that answers when none is named.
     Default,
@@ -382,6 +452,8 @@ impl Models {
         match model {
             Served::Attributes(attributes) => self.default = Arc::clone(attributes),
             Served::Detector(detector) => self.detector = Some(Arc::clone(detector)),
+            // There is no default among them: who asks about embeddings knows whose they are.
+            Served::Embeddings(_) => {}
         }
     }
 }
@@ -473,6 +545,7 @@ impl Repository {
         let in_scope = |manifest: &Manifest| match manifest.kind {
             Kind::Attributes => scope == Scope::All || manifest.name == default,
             Kind::Detector => detector.as_deref() == Some(manifest.name.as_str()),
+            Kind::Embeddings => scope == Scope::All,
         };
 
         let mut served = BTreeMap::new();
@@ -485,7 +558,7 @@ impl Repository {
         };
         let detector = served.values().find_map(|served| match served {
             Served::Detector(detector) => Some(Arc::clone(detector)),
-            Served::Attributes(_) => None,
+            Served::Attributes(_) | Served::Embeddings(_) => None,
         });
         let repository = Self {
             runtime: runtime.clone(),

@@ -37,9 +37,9 @@ pub fn entropy(probabilities: &[f32]) -> f32 {
 }
 
 /// Divides by the sum, so that what follows may rely on a distribution.
-fn normalised(task: Task, numbers: &[f32]) -> Result<Vec<f32>, DecodeError> {
-    if numbers.len() != task.classes() {
-        return Err(DecodeError::Classes { task, expected: task.classes(), found: numbers.len() });
+fn normalised(task: Task, classes: usize, numbers: &[f32]) -> Result<Vec<f32>, DecodeError> {
+    if numbers.len() != classes {
+        return Err(DecodeError::Classes { task, expected: classes, found: numbers.len() });
     }
     let sum: f32 = numbers.iter().sum();
     if !sum.is_normal() || numbers.iter().any(|p| *p < 0.0) {
@@ -71,7 +71,7 @@ impl AgeDistribution {
     /// # Errors
     /// When there are not 101, or they are no distribution.
     pub fn from_probabilities(probabilities: &[f32]) -> Result<Self, DecodeError> {
-        normalised(Task::Age, probabilities).map(Self)
+        normalised(Task::Age, AGES, probabilities).map(Self)
     }
 
     /// The 101 probabilities.
@@ -132,6 +132,38 @@ impl AgeDistribution {
     }
 }
 
+/// Distribution over the eight age groups of Adience, of a network that knows no years.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgeGroupDistribution(Vec<f32>);
+
+impl AgeGroupDistribution {
+    /// From 8 probabilities, of the youngest first; they are divided by their sum.
+    ///
+    /// # Errors
+    /// When there are not 8, or they are no distribution.
+    pub fn from_probabilities(probabilities: &[f32]) -> Result<Self, DecodeError> {
+        normalised(Task::Age, AgeGroup::NAMES.len(), probabilities).map(Self)
+    }
+
+    /// The 8 probabilities, of the youngest first.
+    pub fn probabilities(&self) -> &[f32] {
+        &self.0
+    }
+
+    /// The most probable group; the youngest of several.
+    ///
+    /// # Panics
+    /// Never: there are as many probabilities as groups.
+    pub fn top(&self) -> AgeGroup {
+        AgeGroup::from_index(argmax(&self.0)).expect("as many probabilities as groups")
+    }
+
+    /// Probability of the most probable group.
+    pub fn probability(&self) -> f32 {
+        self.0[argmax(&self.0)]
+    }
+}
+
 /// Distribution over the labels of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelDistribution {
@@ -145,7 +177,7 @@ impl LabelDistribution {
     /// # Errors
     /// When the count differs from the task's labels, or they are no distribution.
     pub fn from_probabilities(task: Task, probabilities: &[f32]) -> Result<Self, DecodeError> {
-        normalised(task, probabilities).map(|probabilities| Self { task, probabilities })
+        normalised(task, task.classes(), probabilities).map(|probabilities| Self { task, probabilities })
     }
 
     /// The task.
@@ -232,6 +264,15 @@ mod tests {
         for numbers in [[0.0, 0.0], [f32::NAN, 1.0], [-0.5, 1.5], [f32::INFINITY, 0.0]] {
             assert_eq!(wrong(&numbers), Err(DecodeError::NotADistribution(Task::Smile)), "{numbers:?}");
         }
+    }
+
+    #[test]
+    fn age_groups_are_read_in_their_order() {
+        let groups =
+            AgeGroupDistribution::from_probabilities(&[0.0, 0.0, 1.0, 0.0, 3.0, 0.0, 0.0, 0.0]).expect("eight");
+        assert_eq!((groups.top().name(), groups.probability()), ("25-32", 0.75));
+        let wrong = AgeGroupDistribution::from_probabilities(&[1.0; 101]).expect_err("eight");
+        assert_eq!(wrong, DecodeError::Classes { task: Task::Age, expected: 8, found: 101 });
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod decode;
 pub mod detection;
 pub mod geometry;
 pub mod manifest;
+pub mod npy;
 pub mod onnxruntime;
 pub mod picture;
 pub mod task;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::decode::AgePoint;
 use crate::detection::{Decoder, STRIDES};
 use crate::geometry::Template;
-use crate::task::Task;
+use crate::task::{AgeGroup, Task};
 
 /// Key of the manifest in the ONNX file's `metadata_props`.
 pub const METADATA_KEY: &str = "facewise.manifest";
@@ -62,6 +62,8 @@ pub enum Kind {
     Attributes,
     /// A whole picture in, the faces in it out.
     Detector,
+    /// An embedding of one face in, as another network makes it, distributions over its attributes out.
+    Embeddings,
 }
 
 impl Kind {
@@ -70,16 +72,22 @@ impl Kind {
         match self {
             Self::Attributes => "attributes",
             Self::Detector => "detector",
+            Self::Embeddings => "embeddings",
         }
     }
 }
 
-/// The input tensor, float32 `[batch, 3, size, size]`: planes in the order of `colour` of `(value / 255 − mean) / sd`.
+/// The input tensor.
+///
+/// Of pictures it is float32 `[batch, 3, size, size]`: planes in the order of `colour` of `(value / 255 − mean) / sd`. Of embeddings it
+/// is float32 `[batch, features]`, and nothing but `name` and `features` is there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Fields", into = "Fields")]
 pub struct Input {
     /// Name of the tensor.
     pub name: String,
+    /// Numbers of an embedding; what follows is of pictures only, and means nothing then.
+    pub features: Option<u32>,
     /// Side of the square in pixels; of a detector that takes several, the usual one.
     pub size: u32,
     /// Order of the colour planes.
@@ -90,8 +98,72 @@ pub struct Input {
     pub sd: [f32; 3],
     /// Where eyes and mouth lie on the square; only for attributes. A detector's square lies around the whole picture
     /// ([`Similarity::around`](crate::geometry::Similarity::around)).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<Template>,
+}
+
+/// An input as JSON has it: with `features`, or with what is of pictures.
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "Input", deny_unknown_fields)]
+struct Fields {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    features: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    size: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    colour: Option<Colour>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mean: Option<[f32; 3]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sd: Option<[f32; 3]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    template: Option<Template>,
+}
+
+impl TryFrom<Fields> for Input {
+    type Error = String;
+
+    fn try_from(fields: Fields) -> Result<Self, String> {
+        match fields {
+            Fields { name, features, size: None, colour: None, mean: None, sd: None, template: None }
+                if features.is_some() =>
+            {
+                Ok(Self { name, features, size: 0, colour: Colour::Rgb, mean: [0.0; 3], sd: [1.0; 3], template: None })
+            }
+            Fields { features: Some(_), .. } => {
+                Err("field `input.features`: an input with it has `name` besides, and nothing else".into())
+            }
+            Fields { name, features: None, size, colour, mean, sd, template } => {
+                let missing = |field| format!("missing field `{field}`");
+                Ok(Self {
+                    name,
+                    features: None,
+                    size: size.ok_or_else(|| missing("size"))?,
+                    colour: colour.ok_or_else(|| missing("colour"))?,
+                    mean: mean.ok_or_else(|| missing("mean"))?,
+                    sd: sd.ok_or_else(|| missing("sd"))?,
+                    template,
+                })
+            }
+        }
+    }
+}
+
+impl From<Input> for Fields {
+    fn from(Input { name, features, size, colour, mean, sd, template }: Input) -> Self {
+        match features {
+            Some(_) => Self { name, features, size: None, colour: None, mean: None, sd: None, template: None },
+            None => Self {
+                name,
+                features,
+                size: Some(size),
+                colour: Some(colour),
+                mean: Some(mean),
+                sd: Some(sd),
+                template,
+            },
+        }
+    }
 }
 
 /// Order of the colour planes.
@@ -115,12 +187,25 @@ pub struct Head {
     /// What its numbers are.
     #[serde(default)]
     pub values: Values,
-    /// Labels in tensor order; empty for ages.
+    /// Labels in tensor order; empty for ages in years, and [`AgeGroup::NAMES`] for a network of embeddings that knows ages
+    /// as groups only.
     #[serde(default)]
     pub labels: Vec<String>,
     /// How years are read from the posterior; only for ages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point: Option<AgePoint>,
+}
+
+impl Head {
+    /// Number of classes: the length of a row of its tensor.
+    pub fn classes(&self) -> usize {
+        if self.has_age_groups() { AgeGroup::NAMES.len() } else { self.task.classes() }
+    }
+
+    /// Whether it answers the age as one of eight groups, and no years.
+    pub fn has_age_groups(&self) -> bool {
+        self.task == Task::Age && !self.labels.is_empty()
+    }
 }
 
 /// What the numbers of an output are.
@@ -228,11 +313,22 @@ impl Manifest {
                 );
             }
         }
-        if !(8..=2048).contains(&self.input.size) {
-            return wrong("input.size", format!("{} is not between 8 and 2048 pixels", self.input.size));
-        }
         if self.input.name.is_empty() {
             return wrong("input.name", "is empty".into());
+        }
+        match self.kind {
+            Kind::Attributes => self.validate_pixels().and_then(|()| self.validate_attributes()),
+            Kind::Detector => self.validate_pixels().and_then(|()| self.validate_detector()),
+            Kind::Embeddings => self.validate_embeddings(),
+        }
+    }
+
+    fn validate_pixels(&self) -> Result<(), ManifestError> {
+        if self.input.features.is_some() {
+            return wrong("input.features", "are for embeddings only".into());
+        }
+        if !(8..=2048).contains(&self.input.size) {
+            return wrong("input.size", format!("{} is not between 8 and 2048 pixels", self.input.size));
         }
         if !self.input.mean.iter().all(|mean| mean.is_finite()) {
             return wrong("input.mean", "is not finite".into());
@@ -240,10 +336,17 @@ impl Manifest {
         if !self.input.sd.iter().all(|sd| sd.is_normal() && *sd > 0.0) {
             return wrong("input.sd", "must be positive".into());
         }
-        match self.kind {
-            Kind::Attributes => self.validate_attributes(),
-            Kind::Detector => self.validate_detector(),
+        Ok(())
+    }
+
+    fn validate_embeddings(&self) -> Result<(), ManifestError> {
+        let Some(features) = self.input.features else {
+            return wrong("input.features", "is missing: embeddings need it".into());
+        };
+        if !(1..=65_536).contains(&features) {
+            return wrong("input.features", format!("{features} is not between 1 and 65536 numbers"));
         }
+        self.validate_heads()
     }
 
     fn validate_detector(&self) -> Result<(), ManifestError> {
@@ -276,11 +379,15 @@ impl Manifest {
         if self.input.colour != Colour::Rgb {
             return wrong("input.colour", "must be rgb for attributes".into());
         }
+        self.validate_heads()
+    }
+
+    fn validate_heads(&self) -> Result<(), ManifestError> {
         if self.decoder.is_some() {
             return wrong("decoder", "is for detectors only".into());
         }
         if !self.outputs.is_empty() {
-            return wrong("outputs", "are for detectors only: attributes name theirs in `heads`".into());
+            return wrong("outputs", "are for detectors only: others name theirs in `heads`".into());
         }
         if self.heads.is_empty() {
             return wrong("heads", "is empty".into());
@@ -293,11 +400,12 @@ impl Manifest {
             if head.output.is_empty() || self.heads[..index].iter().any(|other| other.output == head.output) {
                 return wrong(&field("output"), format!("'{}' is empty or used twice", head.output));
             }
-            if head.labels != head.task.labels() {
+            let as_groups = self.kind == Kind::Embeddings && head.task == Task::Age && head.labels == AgeGroup::NAMES;
+            if head.labels != head.task.labels() && !as_groups {
                 return wrong(&field("labels"), format!("must be {:?} in this order", head.task.labels()));
             }
-            if head.point.is_some() && head.task != Task::Age {
-                return wrong(&field("point"), "is for ages only".into());
+            if head.point.is_some() && (head.task != Task::Age || as_groups) {
+                return wrong(&field("point"), "is for ages in years only".into());
             }
         }
         Ok(())
@@ -368,6 +476,51 @@ mod tests {
             let error = Manifest::from_json(&json).expect_err(to).to_string();
             assert!(error.contains(message), "{error}");
         }
+    }
+
+    const EMBEDDINGS: &str = r#"{
+        "schema": 1, "name": "resmlp", "version": "1", "kind": "embeddings",
+        "input": {"name": "embedding", "features": 512},
+        "heads": [{"task": "age", "output": "age", "values": "logits",
+                   "labels": ["0-2", "4-6", "8-12", "15-20", "25-32", "38-43", "48-53", "60-100"]},
+                  {"task": "gender", "output": "gender", "labels": ["female", "male"]}]
+    }"#;
+
+    #[test]
+    fn embeddings_have_features_instead_of_pixels() {
+        let manifest = Manifest::from_json(EMBEDDINGS).expect("valid");
+        assert_eq!((manifest.kind, manifest.input.features), (Kind::Embeddings, Some(512)));
+        assert_eq!(Manifest::from_json(&manifest.to_json()).expect("still valid"), manifest);
+        assert!(!manifest.to_json().contains("colour"), "{}", manifest.to_json());
+        let classes: Vec<usize> = manifest.heads.iter().map(Head::classes).collect();
+        assert_eq!(classes, [8, 2]);
+        let years = EMBEDDINGS.replace(
+            r#""labels": ["0-2", "4-6", "8-12", "15-20", "25-32", "38-43", "48-53", "60-100"]"#,
+            r#""point": "mean""#,
+        );
+        assert_eq!(Manifest::from_json(&years).expect("valid").heads[0].classes(), 101);
+        for (from, to, message) in [
+            (r#", "features": 512"#, "", "missing field `size`"),
+            (r#""features": 512"#, r#""features": 0"#, "field `input.features`: 0 is not between"),
+            (r#""features": 512"#, r#""features": 512, "size": 64"#, "and nothing else"),
+            (r#""features": 512"#, r#""features": 512, "width": 64"#, "unknown field `width`"),
+            (r#""kind": "embeddings""#, r#""kind": "attributes""#, "field `input.features`: are for embeddings only"),
+            (r#""0-2", "#, "", "field `heads[0].labels`"),
+            (r#""values": "logits""#, r#""point": "mean""#, "field `heads[0].point`"),
+            (r#""kind": "embeddings""#, r#""kind": "embeddings", "decoder": "yunet""#, "field `decoder`"),
+        ] {
+            let json = EMBEDDINGS.replacen(from, to, 1);
+            assert_ne!(json, EMBEDDINGS, "the case changes the manifest");
+            let error = Manifest::from_json(&json).expect_err(to).to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        let groups = MINIMAL.replacen(
+            r#""point": "median""#,
+            r#""labels": ["0-2", "4-6", "8-12", "15-20", "25-32", "38-43", "48-53", "60-100"]"#,
+            1,
+        );
+        let error = Manifest::from_json(&groups).expect_err("pictures know years").to_string();
+        assert!(error.contains("field `heads[0].labels`"), "{error}");
     }
 
     #[test]

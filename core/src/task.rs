@@ -100,6 +100,11 @@ impl AgeGroup {
         Self(next)
     }
 
+    /// The group at a position among the eight, 0 for the youngest; `None` beyond them.
+    pub const fn from_index(index: usize) -> Option<Self> {
+        if index < Self::NAMES.len() { Some(Self(index)) } else { None }
+    }
+
     /// Position among the eight, 0 for the youngest.
     pub const fn index(self) -> usize {
         self.0

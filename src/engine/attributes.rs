@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use facewise_core::decode::{AgeDistribution, AgePoint, DecodeError, LabelDistribution, softmax};
+use facewise_core::decode::{AgeDistribution, AgeGroupDistribution, AgePoint, DecodeError, LabelDistribution, softmax};
 use facewise_core::geometry::Template;
 use facewise_core::manifest::{Head, Manifest, Values};
 use facewise_core::task::Task;
@@ -10,7 +10,7 @@ use image::RgbImage;
 
 use super::backend::{Signature, TensorSpec};
 use super::model::{
-    EngineError, MismatchError, Model, Network, Options, StartError, Wanted, find, mismatch, only_input,
+    EngineError, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, only_input,
 };
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
@@ -20,6 +20,8 @@ use crate::telemetry::Metrics;
 pub struct Attributes {
     /// The age, with the way its years are read.
     pub age: Option<(AgeDistribution, AgePoint)>,
+    /// The age of a network of embeddings that knows groups only.
+    pub age_group: Option<AgeGroupDistribution>,
     /// The other tasks, in the order of answers.
     pub labels: Vec<LabelDistribution>,
 }
@@ -28,6 +30,7 @@ impl Attributes {
     /// Forgets what does not belong to `tasks`.
     pub fn keep(&mut self, tasks: &Tasks) {
         self.age.take_if(|_| !tasks.contains(Task::Age));
+        self.age_group.take_if(|_| !tasks.contains(Task::Age));
         self.labels.retain(|answer| tasks.contains(answer.task()));
     }
 }
@@ -59,16 +62,11 @@ impl AttributeModel {
     pub fn start(network: Network, tasks: &Tasks, options: Options, metrics: &Metrics) -> Result<Self, StartError> {
         let manifest = &network.manifest;
         let Some(template) = manifest.input.template else { return Err(MismatchError::Kind(manifest.kind).into()) };
-        let mut heads: Vec<Head> = manifest.heads.iter().filter(|head| tasks.contains(head.task)).cloned().collect();
-        heads.sort_by_key(|head| head.task);
-        if heads.is_empty() {
-            return Err(MismatchError::NoTask(tasks.to_string()).into());
-        }
+        let heads = answered(manifest, tasks)?;
         for backend in &network.backends {
             check(manifest, backend.signature())?;
         }
-        let wanted = |head: &Head| Wanted { name: head.output.clone(), length: head.task.classes() };
-        let outputs = heads.iter().map(wanted).collect();
+        let outputs = heads.iter().map(Tensor::from).collect();
         let tasks = Tasks::of(heads.iter().map(|head| head.task));
         let size = manifest.input.size;
         Ok(Self { model: Model::start(network, size, outputs, options, metrics)?, template, heads, tasks })
@@ -99,32 +97,43 @@ impl AttributeModel {
         answers
             .into_iter()
             .map(|answer| {
-                let attributes = self.decode(&answer.rows)?;
+                let rows: Vec<&[f32]> = answer.rows.iter().map(Vec::as_slice).collect();
+                let attributes = decode(&self.heads, &rows)?;
                 Ok(Inference { attributes, queue: answer.queue, inference: answer.inference })
             })
             .collect()
     }
+}
 
-    fn decode(&self, rows: &[Vec<f32>]) -> Result<Attributes, DecodeError> {
-        let mut attributes = Attributes { age: None, labels: Vec::with_capacity(rows.len()) };
-        for (head, row) in self.heads.iter().zip(rows) {
-            let softened;
-            let probabilities = match head.values {
-                Values::Probabilities => row,
-                Values::Logits => {
-                    softened = softmax(row);
-                    &softened
-                }
-            };
-            if head.task == Task::Age {
-                let posterior = AgeDistribution::from_probabilities(probabilities)?;
-                attributes.age = Some((posterior, head.point.unwrap_or_default()));
-            } else {
-                attributes.labels.push(LabelDistribution::from_probabilities(head.task, probabilities)?);
+/// The heads of a network for some of these tasks, in the order of answers.
+pub(super) fn answered(manifest: &Manifest, tasks: &Tasks) -> Result<Vec<Head>, MismatchError> {
+    let mut heads: Vec<Head> = manifest.heads.iter().filter(|head| tasks.contains(head.task)).cloned().collect();
+    heads.sort_by_key(|head| head.task);
+    if heads.is_empty() { Err(MismatchError::NoTask(tasks.to_string())) } else { Ok(heads) }
+}
+
+/// What a network says about a face, of one row for each of its heads.
+pub(super) fn decode(heads: &[Head], rows: &[&[f32]]) -> Result<Attributes, DecodeError> {
+    let mut attributes = Attributes { age: None, age_group: None, labels: Vec::with_capacity(rows.len()) };
+    for (head, row) in heads.iter().zip(rows) {
+        let softened;
+        let probabilities = match head.values {
+            Values::Probabilities => row,
+            Values::Logits => {
+                softened = softmax(row);
+                softened.as_slice()
             }
+        };
+        if head.has_age_groups() {
+            attributes.age_group = Some(AgeGroupDistribution::from_probabilities(probabilities)?);
+        } else if head.task == Task::Age {
+            let posterior = AgeDistribution::from_probabilities(probabilities)?;
+            attributes.age = Some((posterior, head.point.unwrap_or_default()));
+        } else {
+            attributes.labels.push(LabelDistribution::from_probabilities(head.task, probabilities)?);
         }
-        Ok(attributes)
     }
+    Ok(attributes)
 }
 
 fn check(manifest: &Manifest, signature: &Signature) -> Result<(), MismatchError> {
@@ -138,7 +147,7 @@ fn check(manifest: &Manifest, signature: &Signature) -> Result<(), MismatchError
 }
 
 /// The batch, `None` in `expected`, must be free; a network that leaves another dimension open is believed.
-fn agrees(spec: &TensorSpec, expected: &[Option<usize>]) -> Result<(), MismatchError> {
+pub(super) fn agrees(spec: &TensorSpec, expected: &[Option<usize>]) -> Result<(), MismatchError> {
     let fits = spec.is_float32
         && spec.shape.len() == expected.len()
         && spec.shape.iter().zip(expected).all(|(found, wanted)| found.is_none() || found == wanted);
@@ -194,7 +203,7 @@ mod tests {
             &self.signature
         }
 
-        fn run(&mut self, input: &[f32], shape: [usize; 4], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
+        fn run(&mut self, input: &[f32], shape: &[usize], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
             // Two warm-up runs, then the test decides when a run may go on.
             if self.runs.fetch_add(1, Ordering::SeqCst) >= 2
                 && let Some(held) = &self.held

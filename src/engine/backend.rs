@@ -38,7 +38,7 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// When the library refuses the input or fails.
-    fn run(&mut self, input: &[f32], shape: [usize; 4], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError>;
+    fn run(&mut self, input: &[f32], shape: &[usize], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError>;
 
     /// Loads the same network once more: for another worker, or in the place of a copy that panicked and cannot be trusted.
     ///

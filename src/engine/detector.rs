@@ -6,7 +6,7 @@ use image::RgbImage;
 
 use super::backend::{Signature, TensorSpec};
 use super::model::{
-    EngineError, MismatchError, Model, Network, Options, StartError, Wanted, find, mismatch, names, only_input,
+    EngineError, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, names, only_input,
 };
 use crate::telemetry::Metrics;
 
@@ -77,7 +77,7 @@ impl Detector {
 
 /// What a detector is to be asked for.
 struct Plan {
-    wanted: Vec<Wanted>,
+    wanted: Vec<Tensor>,
     /// Whether it takes one picture at a time.
     one_by_one: bool,
 }
@@ -115,7 +115,7 @@ fn check(manifest: &Manifest, decoder: Decoder, size: u32, signature: &Signature
             return Err(mismatch(spec, &expected));
         }
         plan.one_by_one |= !batched || spec.shape[0] == Some(1);
-        plan.wanted.push(Wanted { name: spec.name.clone(), length: output.shape.iter().product() });
+        plan.wanted.push(Tensor { name: spec.name.clone(), shape: output.shape.clone(), labels: &[] });
     }
     Ok(plan)
 }
@@ -218,8 +218,8 @@ mod tests {
             &self.signature
         }
 
-        fn run(&mut self, input: &[f32], shape: [usize; 4], names: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
-            let [count, _, height, width] = shape;
+        fn run(&mut self, input: &[f32], shape: &[usize], names: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
+            let &[count, _, height, width] = shape else { panic!("pictures: {shape:?}") };
             let pictures: Vec<&[f32]> = input.chunks(3 * height * width).collect();
             assert_eq!(pictures.len(), count);
             let colours = [0, 1, 2].map(|plane| pictures[0][plane * height * width]);

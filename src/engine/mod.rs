@@ -1,11 +1,12 @@
 //! Networks at work. A [`Model`] is a network with its manifest, a bounded queue and the worker threads that take
 //! batches from it; pictures of different requests share batches. What goes in and comes out has a meaning in
-//! [`AttributeModel`] and [`Detector`].
+//! [`AttributeModel`], [`Detector`] and [`EmbeddingModel`].
 
 pub mod attributes;
 pub mod backend;
 mod buckets;
 pub mod detector;
+pub mod embeddings;
 pub mod model;
 pub mod onnx;
 mod provider;
@@ -15,5 +16,6 @@ mod worker;
 pub use attributes::{AttributeModel, Attributes, Inference};
 pub use backend::{Backend, BackendError, Signature, TensorSpec};
 pub use detector::Detector;
-pub use model::{EngineError, MismatchError, Model, Network, Options};
+pub use embeddings::EmbeddingModel;
+pub use model::{EngineError, MismatchError, Model, Network, Options, Tensor};
 pub use onnx::{OnnxBackend, Runtime, RuntimeError};

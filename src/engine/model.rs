@@ -1,5 +1,6 @@
 //! A network being served: checked against its manifest, warmed up, with its queue and its workers. What its rows mean
-//! is known to those who ask it: [`AttributeModel`](super::AttributeModel) and [`Detector`](super::Detector).
+//! is known to those who ask it: [`AttributeModel`](super::AttributeModel), [`Detector`](super::Detector) and
+//! [`EmbeddingModel`](super::EmbeddingModel).
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -7,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use facewise_core::decode::DecodeError;
 use facewise_core::detection::DetectionError;
-use facewise_core::manifest::{Input, Kind, Manifest};
+use facewise_core::manifest::{Head, Input, Kind, Manifest};
+use facewise_core::task::AgeGroup;
 use image::RgbImage;
 use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError, Signature, TensorSpec};
 use super::queue::{Queue, Refusal};
-use super::worker::{Answer, Health, Job, Recipe, Worker};
+use super::worker::{Answer, Health, Item, Job, Recipe, Worker};
 use crate::compute::Compute;
 use crate::telemetry::Metrics;
 
@@ -137,11 +139,29 @@ pub enum EngineError {
     Detection(#[from] DetectionError),
 }
 
-/// A tensor that is asked for: its name, and its numbers for one picture.
+/// A tensor that a network reads or is asked for, always of 32-bit floats.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub(super) name: String,
-    pub(super) length: usize,
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// The dimensions of one row; the batch comes before them.
+    pub shape: Vec<usize>,
+    /// What the numbers of a row stand for, where that has names.
+    pub labels: &'static [&'static str],
+}
+
+impl Tensor {
+    /// Numbers in one row.
+    pub fn row_len(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl From<&Head> for Tensor {
+    fn from(head: &Head) -> Self {
+        let labels = if head.has_age_groups() { &AgeGroup::NAMES } else { head.task.labels() };
+        Self { name: head.output.clone(), shape: vec![head.classes()], labels }
+    }
 }
 
 /// A network being served.
@@ -149,6 +169,8 @@ pub struct Model {
     manifest: Manifest,
     sha256: String,
     input_size: u32,
+    input: Tensor,
+    outputs: Vec<Tensor>,
     queue: Arc<Queue<Job>>,
     health: Arc<Health>,
     workers: Vec<JoinHandle<()>>,
@@ -156,21 +178,24 @@ pub struct Model {
 
 impl Model {
     /// Starts a worker thread for each copy of the network, after running it once on pictures of `input_size` pixels a
-    /// side. Its tensors have been checked against the manifest.
+    /// side, or on embeddings where it reads these. Its tensors have been checked against the manifest.
     pub(super) fn start(
         network: Network,
         input_size: u32,
-        outputs: Vec<Wanted>,
+        outputs: Vec<Tensor>,
         options: Options,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
         let Network { manifest, sha256, backends } = network;
         let (name, version) = (manifest.name.as_str(), manifest.version.as_str());
-        let (outputs, lengths) = outputs.into_iter().map(|wanted| (wanted.name, wanted.length)).unzip();
+        let side = input_size as usize;
+        let shape = manifest.input.features.map_or_else(|| vec![3, side, side], |features| vec![features as usize]);
+        let input = Tensor { name: manifest.input.name.clone(), shape, labels: &[] };
         let recipe = Recipe {
             input: Input { size: input_size, ..manifest.input.clone() },
-            outputs,
-            lengths,
+            row_shape: input.shape.clone(),
+            outputs: outputs.iter().map(|output| output.name.clone()).collect(),
+            lengths: outputs.iter().map(Tensor::row_len).collect(),
             max_batch: options.max_batch,
             max_delay: options.max_delay,
             threads: options.threads,
@@ -181,7 +206,8 @@ impl Model {
             batch_size: metrics.batch_size.with_label_values(&[name]),
         };
         let (queue, health) = (Arc::new(Queue::new(options.max_queue, backends.len())), Arc::<Health>::default());
-        let mut model = Self { manifest, sha256, input_size, queue, health, workers: Vec::new() };
+        let workers = Vec::new();
+        let mut model = Self { manifest, sha256, input_size, input, outputs, queue, health, workers };
         for (index, mut backend) in backends.into_iter().enumerate() {
             recipe.warm_up(backend.as_mut())?;
             let (queue, health) = (Arc::clone(&model.queue), Arc::clone(&model.health));
@@ -217,6 +243,16 @@ impl Model {
         self.input_size
     }
 
+    /// The tensor that it reads.
+    pub const fn input(&self) -> &Tensor {
+        &self.input
+    }
+
+    /// The tensors that it is asked for; those of tasks that are switched off are not among them.
+    pub fn outputs(&self) -> &[Tensor] {
+        &self.outputs
+    }
+
     /// Pictures that wait for it now.
     pub fn waiting(&self) -> usize {
         self.queue.len()
@@ -230,12 +266,35 @@ impl Model {
     /// Asks the network about pictures of [`Self::input_size`] pixels a side. They go into the queue together or not at
     /// all; the answers are in their order.
     pub(super) async fn run(&self, pictures: Vec<RgbImage>) -> Result<Vec<Answer>, EngineError> {
+        self.ask(pictures.into_iter().map(Item::Picture)).await
+    }
+
+    /// Gives the network numbers as they are: rows of [`Self::input`], one after the other; what fills no row is left out. They
+    /// share runs with everything else that waits, and go into the queue together or not at all. The answer has a list for each
+    /// of [`Self::outputs`], row after row.
+    ///
+    /// # Errors
+    /// When too many wait, the model is being stopped, or a run fails.
+    pub async fn infer(&self, tensor: Vec<f32>) -> Result<Vec<Vec<f32>>, EngineError> {
+        let (length, tensor) = (self.input.row_len(), Arc::new(tensor));
+        let row = |index: usize| Item::Numbers(Arc::clone(&tensor), index * length..(index + 1) * length);
+        let answers = self.ask((0..tensor.len() / length).map(row)).await?;
+        let mut outputs: Vec<Vec<f32>> =
+            self.outputs.iter().map(|output| Vec::with_capacity(answers.len() * output.row_len())).collect();
+        for answer in answers {
+            for (output, row) in outputs.iter_mut().zip(answer.rows) {
+                output.extend(row);
+            }
+        }
+        Ok(outputs)
+    }
+
+    async fn ask(&self, items: impl Iterator<Item = Item>) -> Result<Vec<Answer>, EngineError> {
         let queued = Instant::now();
-        let (jobs, replies): (Vec<_>, Vec<_>) = pictures
-            .into_iter()
-            .map(|picture| {
+        let (jobs, replies): (Vec<_>, Vec<_>) = items
+            .map(|item| {
                 let (reply, answer) = oneshot::channel();
-                (Job { picture, queued, reply }, answer)
+                (Job { item, queued, reply }, answer)
             })
             .unzip();
         self.queue.push(jobs).map_err(|refusal| match refusal {

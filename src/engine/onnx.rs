@@ -270,7 +270,7 @@ impl OnnxBackend {
         Ok(())
     }
 
-    fn try_run(&mut self, input: &[f32], shape: [usize; 4], outputs: &[String]) -> ort::Result<Vec<Vec<f32>>> {
+    fn try_run(&mut self, input: &[f32], shape: &[usize], outputs: &[String]) -> ort::Result<Vec<Vec<f32>>> {
         self.select(outputs)?;
         let tensor = TensorRef::from_array_view((shape, input))?;
         let name = self.signature.inputs.first().map(|spec| spec.name.clone()).unwrap_or_default();
@@ -291,7 +291,7 @@ impl Backend for OnnxBackend {
         &self.signature
     }
 
-    fn run(&mut self, input: &[f32], shape: [usize; 4], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
+    fn run(&mut self, input: &[f32], shape: &[usize], outputs: &[String]) -> Result<Vec<Vec<f32>>, BackendError> {
         let answers = if self.on_gpu {
             let mut room = mem::take(&mut self.filled);
             let answers =

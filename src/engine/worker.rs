@@ -1,5 +1,6 @@
-//! A thread that owns a network: it takes what waits, fills the batch tensor, runs, and answers each picture.
+//! A thread that owns a network: it takes what waits, fills the batch tensor, runs, and answers each item.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,23 +27,30 @@ const PATIENCE: u32 = 8;
 /// Once nobody has come for this long, nobody is waited for any more.
 const QUIET: Duration = Duration::from_millis(1);
 
-/// One square picture that waits for the network: the crop of a face, or what a detector looks at.
+/// One row of a batch, as it comes in.
+pub(super) enum Item {
+    /// A square picture of `size` × `size` pixels: the crop of a face, or what a detector looks at.
+    Picture(RgbImage),
+    /// The very numbers that the network is to read, as a part of a tensor of several rows.
+    Numbers(Arc<Vec<f32>>, Range<usize>),
+}
+
+/// An item that waits for the network.
 pub(super) struct Job {
-    /// `size` × `size` pixels.
-    pub(super) picture: RgbImage,
+    pub(super) item: Item,
     /// When it was put into the queue.
     pub(super) queued: Instant,
     /// Where the answer goes; closed when nobody waits any more.
     pub(super) reply: oneshot::Sender<Result<Answer, BackendError>>,
 }
 
-/// What the network said about one picture.
+/// What the network said about one item.
 pub(super) struct Answer {
     /// One row for each output asked for.
     pub(super) rows: Vec<Vec<f32>>,
     /// Time in the queue.
     pub(super) queue: Duration,
-    /// Time of the run that the picture was part of.
+    /// Time of the run that the item was part of.
     pub(super) inference: Duration,
 }
 
@@ -51,6 +59,8 @@ pub(super) struct Answer {
 pub(super) struct Recipe {
     /// The tensor that the network reads.
     pub(super) input: Input,
+    /// Dimensions of one row of it.
+    pub(super) row_shape: Vec<usize>,
     /// Outputs asked for.
     pub(super) outputs: Vec<String>,
     /// Length of a row, for each output.
@@ -70,24 +80,28 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
-    fn picture_len(&self) -> usize {
-        3 * (self.input.size * self.input.size) as usize
+    /// Numbers of one row of the input.
+    fn row_len(&self) -> usize {
+        self.row_shape.iter().product()
     }
 
-    /// Runs the network on pictures; gives one list of rows for each.
+    /// Runs the network on items; gives one list of rows for each.
     fn run(
         &self,
         backend: &mut dyn Backend,
         tensor: &mut Vec<f32>,
-        pictures: &[&RgbImage],
+        items: &[&Item],
     ) -> Result<Vec<Vec<Vec<f32>>>, BackendError> {
-        let (count, length) = (pictures.len(), self.picture_len());
+        let (count, length) = (items.len(), self.row_len());
         tensor.resize(count * length, 0.0);
-        for (picture, place) in pictures.iter().zip(tensor.chunks_exact_mut(length)) {
-            normalise(picture, self.input.mean, self.input.sd, place);
+        for (item, place) in items.iter().zip(tensor.chunks_exact_mut(length)) {
+            match item {
+                Item::Picture(picture) => normalise(picture, self.input.mean, self.input.sd, place),
+                Item::Numbers(tensor, row) => place.copy_from_slice(&tensor[row.clone()]),
+            }
         }
-        let side = self.input.size as usize;
-        let outputs = backend.run(tensor, [count, 3, side, side], &self.outputs)?;
+        let shape = [&[count][..], &self.row_shape].concat();
+        let outputs = backend.run(tensor, &shape, &self.outputs)?;
         for ((name, numbers), length) in self.outputs.iter().zip(&outputs).zip(&self.lengths) {
             if numbers.len() != count * length {
                 let (found, expected) = (numbers.len(), count * length);
@@ -106,9 +120,12 @@ impl Recipe {
         backend.warm_up_sizes(self.max_batch).into_iter().try_for_each(|batch| self.check(backend, batch))
     }
 
-    /// Runs the network on gray pictures, which no network has reason to refuse.
+    /// Runs the network on gray pictures, or zeros where it reads none, which no network has reason to refuse.
     fn check(&self, backend: &mut dyn Backend, batch: usize) -> Result<(), BackendError> {
-        let gray = RgbImage::from_pixel(self.input.size, self.input.size, facewise_core::crop::PADDING);
+        let gray = match self.input.features {
+            None => Item::Picture(RgbImage::from_pixel(self.input.size, self.input.size, facewise_core::crop::PADDING)),
+            Some(_) => Item::Numbers(Arc::new(vec![0.0; self.row_len()]), 0..self.row_len()),
+        };
         let run = || self.run(backend, &mut Vec::new(), &vec![&gray; batch]);
         shielded(run)
             .unwrap_or_else(|Panicked| Err(BackendError("a run on a gray picture panicked".into())))
@@ -141,7 +158,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Works until the queue is closed and empty.
     pub(super) fn work(mut self) {
-        let mut tensor = Vec::with_capacity(self.recipe.max_batch * self.recipe.picture_len());
+        let mut tensor = Vec::with_capacity(self.recipe.max_batch * self.recipe.row_len());
         let (queue, compute) = (Arc::clone(&self.queue), Arc::clone(&self.recipe.compute));
         let max_batch = self.recipe.max_batch;
         let max_delay = self.recipe.max_delay;
@@ -186,9 +203,9 @@ impl Worker {
     /// One run. The answers are sent, or the pictures come back with the reason.
     fn run(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>, cores: &mut Option<Cores<'_>>) -> Result<(), Failed> {
         let Self { recipe, backend, .. } = self;
-        let pictures: Vec<&RgbImage> = jobs.iter().map(|job| &job.picture).collect();
+        let items: Vec<&Item> = jobs.iter().map(|job| &job.item).collect();
         let started = Instant::now();
-        let result = shielded(|| recipe.run(backend.as_mut(), tensor, &pictures));
+        let result = shielded(|| recipe.run(backend.as_mut(), tensor, &items));
         let inference = started.elapsed();
         recipe.executions.inc();
         recipe.inferences.inc_by(jobs.len() as u64);

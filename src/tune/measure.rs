@@ -114,6 +114,7 @@ async fn ask(model: &Served, picture: &RgbImage) -> Result<(), EngineError> {
     match model {
         Served::Attributes(model) => model.infer(vec![picture.clone()]).await.map(|_| ()),
         Served::Detector(model) => model.look(picture.clone()).await.map(|_| ()),
+        Served::Embeddings(model) => model.infer(vec![0.0; model.features()]).await.map(|_| ()),
     }
 }
 

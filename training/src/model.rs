@@ -195,6 +195,7 @@ fn manifest(config: &Config, graph: &Graph, identity: Identity) -> Result<Manife
         description: identity.description,
         input: Input {
             name: export::INPUT.to_owned(),
+            features: None,
             size: config.size(),
             colour: Colour::Rgb,
             mean: validate::NORMALISATION.0,

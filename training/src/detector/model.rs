@@ -151,6 +151,7 @@ pub fn manifest(config: &Config, graph: &Graph, identity: Identity) -> Result<Ma
         description: identity.description,
         input: Input {
             name: export::INPUT.to_owned(),
+            features: None,
             size: config.size(),
             colour: Colour::Rgb,
             mean: NORMALISATION.0,
