@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Semaphore;
 
+use crate::access::Access;
 use crate::config::Settings;
 use crate::line::Line;
 use crate::pipeline::Pipeline;
@@ -21,8 +22,10 @@ pub struct App {
     pub repository: Repository,
     /// The way of a picture.
     pub pipeline: Pipeline,
+    /// Who may ask for what.
+    pub access: Arc<Access>,
     /// One permit for each prediction that may be in the server.
-    pub admission: Semaphore,
+    pub admission: Arc<Semaphore>,
     /// The line in which they wait for their turn.
     pub line: Line,
     stopping: AtomicBool,
@@ -31,9 +34,10 @@ pub struct App {
 impl App {
     /// Puts the parts together.
     pub fn new(settings: Settings, metrics: Arc<Metrics>, repository: Repository, pipeline: Pipeline) -> Self {
-        let admission = Semaphore::new(settings.http.max_requests);
+        let access = Arc::new(Access::new(&settings.keys));
+        let admission = Arc::new(Semaphore::new(settings.http.max_requests));
         let line = Line::new(settings.in_progress());
-        Self { settings, metrics, repository, pipeline, admission, line, stopping: AtomicBool::new(false) }
+        Self { settings, metrics, repository, pipeline, access, admission, line, stopping: AtomicBool::new(false) }
     }
 
     /// Whether new requests are welcome: the models can answer, and the server is not being stopped.

@@ -8,12 +8,15 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
+use axum::http::{HeaderValue, Uri};
 use bytesize::ByteSize;
 use clap::builder::Resettable;
 use clap::{ArgAction, Args, Command, CommandFactory, Parser, ValueEnum};
 
+use crate::access::{self, Key};
 use crate::tasks::Tasks;
 
 /// The file that is read when it lies in the current folder and no other is named.
@@ -31,6 +34,9 @@ pub struct Settings {
     /// What is written to the log.
     #[command(flatten)]
     pub log: Log,
+    /// The keys that are known; only the file has them. Without any, none is asked for.
+    #[arg(skip)]
+    pub keys: Vec<Key>,
 }
 
 /// What networks run, and how: shared by the server and the command line.
@@ -200,10 +206,16 @@ pub struct Http {
     /// with a GPU two full runs more]
     #[arg(long, value_name = "PICTURES", value_parser = at_least_one)]
     pub max_in_progress: Option<usize>,
+    /// Most pictures in a batch
+    #[arg(long, value_name = "PICTURES", value_parser = at_least_one, default_value = "64")]
+    pub max_pictures: usize,
+    /// Most embeddings in a request
+    #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "1024")]
+    pub max_embeddings: usize,
     /// Longest time for a whole request
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub request_timeout: humantime::Duration,
-    /// Longest time for a request's body to arrive
+    /// Longest time for a request's body, or for one picture of a batch, to arrive
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub body_timeout: humantime::Duration,
     /// Longest time until the head of a request is there, and how long an idle connection is kept
@@ -213,9 +225,54 @@ pub struct Http {
     /// [default: never looked at again]
     #[arg(long, value_name = "TIME", value_parser = poll_interval)]
     pub models_poll: Option<Duration>,
+    /// Address and port for the metrics alone; without it, /metrics is among the other paths and needs a key where they do
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Origins whose pages may read the answers in a browser, each a scheme and a host, with commas between, or * for all
+    /// [default: none]
+    #[arg(long, value_name = "LIST")]
+    pub cors_origins: Option<Origins>,
+    /// File with the certificate chain, in PEM: the server speaks HTTPS then
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// File with the certificate's key, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Longest time to finish what was admitted when the server is told to stop
     #[arg(long, value_name = "TIME", default_value = "35s")]
     pub shutdown_timeout: humantime::Duration,
+}
+
+/// Whose pages may read the answers in a browser.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// Everybody's.
+    Any,
+    /// Those of these origins.
+    These(Vec<HeaderValue>),
+}
+
+impl FromStr for Origins {
+    type Err = String;
+
+    fn from_str(list: &str) -> Result<Self, String> {
+        if list.trim() == "*" {
+            return Ok(Self::Any);
+        }
+        list.split(',').map(|word| origin(word.trim())).collect::<Result<_, _>>().map(Self::These)
+    }
+}
+
+/// An origin as browsers write it: scheme, host, and the port where it is not the usual one.
+fn origin(word: &str) -> Result<HeaderValue, String> {
+    let wrong = || format!("'{word}' is no origin like https://example.com or http://localhost:3000");
+    let uri: Uri = word.parse().map_err(|_| wrong())?;
+    let written = uri.scheme_str().zip(uri.authority()).map(|(scheme, authority)| format!("{scheme}://{authority}"));
+    // A slash at the end is parsed, and is what a browser never writes.
+    if written.as_deref() != Some(word) {
+        return Err(wrong());
+    }
+    word.parse().map_err(|_| wrong())
 }
 
 /// What is written to the log.
@@ -372,6 +429,22 @@ impl Settings {
                 self.http.body_timeout, self.http.request_timeout
             )));
         }
+        if self.http.metrics_listen.is_some_and(|address| address == self.http.listen && address.port() != 0) {
+            return Err(ConfigError::Contradiction(format!(
+                "--metrics-listen {0} is the address of --listen: choose another one, or leave it away",
+                self.http.listen
+            )));
+        }
+        if self.http.tls_cert.is_some() != self.http.tls_key.is_some() {
+            return Err(ConfigError::Contradiction(
+                "--tls-cert and --tls-key belong together: name both files, or none".into(),
+            ));
+        }
+        if cfg!(not(feature = "tls")) && self.http.tls_cert.is_some() {
+            return Err(ConfigError::Contradiction(
+                "--tls-cert asks for HTTPS, and this build has none: build it with `--features tls`".into(),
+            ));
+        }
         self.inference.validate()
     }
 }
@@ -424,9 +497,14 @@ impl Device {
     }
 }
 
-/// The settings of a `facewise.toml`, as text; the flags' own parsers read the values.
+/// What a `facewise.toml` holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct File(BTreeMap<String, String>);
+pub struct File {
+    /// The settings, as text; the flags' own parsers read the values.
+    values: BTreeMap<String, String>,
+    /// The tables `[[keys]]`.
+    pub keys: Vec<Key>,
+}
 
 impl File {
     /// Reads the file that is named, else [`FILE`] in the current folder if there is one.
@@ -443,7 +521,12 @@ impl File {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.message().to_owned())?;
+        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.message().to_owned())?;
+        let keys = match table.remove("keys") {
+            Some(keys) => keys.try_into().map_err(|error: toml::de::Error| format!("[[keys]]: {}", error.message()))?,
+            None => Vec::new(),
+        };
+        access::validate(&keys)?;
         let known = OnlySettings::command();
         let mut values = BTreeMap::new();
         for (key, value) in table {
@@ -455,7 +538,7 @@ impl File {
             OnlySettings::try_parse_from([format!("--{key}={value}")]).map_err(|error| one_line(&error))?;
             values.insert(key, value);
         }
-        Ok(Self(values))
+        Ok(Self { values, keys })
     }
 }
 
@@ -493,7 +576,7 @@ pub fn variable(setting: &str) -> String {
 
 fn layer_arg(arg: clap::Arg, file: &File) -> clap::Arg {
     let Some(long) = arg.get_long() else { return arg };
-    let value = file.0.get(long).cloned();
+    let value = file.values.get(long).cloned();
     let variable = variable(long);
     let arg = arg.env(variable).hide_env_values(true);
     match value {
@@ -517,6 +600,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::access::Scope;
 
     #[derive(Parser)]
     struct Program {
@@ -552,6 +636,36 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_read_from_the_file_beside_the_settings() {
+        let sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+        let text = format!(
+            "workers = 3\n[[keys]]\nname = 'a'\nsha256 = '{sha256}'\nscopes = ['predict', 'admin']\nrate = '10/s'\n"
+        );
+        let file = File::parse(&text).unwrap();
+        let [Key { name, sha256: hash, scopes, rate }] = file.keys.as_slice() else { panic!("one key: {file:?}") };
+        assert_eq!(
+            (name.as_str(), hash.to_string().as_str(), rate.unwrap().to_string().as_str()),
+            ("a", sha256, "10/s")
+        );
+        assert_eq!(scopes, &[Scope::Predict, Scope::Admin]);
+        assert_eq!(file.values["workers"], "3");
+        let error = File::parse(&(text.clone() + &text.replace("workers = 3\n", ""))).unwrap_err();
+        assert!(error.contains("two keys 'a'"), "{error}");
+        let error = File::parse(&text.replace("'admin'", "'root'")).unwrap_err();
+        assert!(error.contains("[[keys]]") && error.contains("root"), "{error}");
+    }
+
+    #[test]
+    fn origins_are_written_as_browsers_do() {
+        assert_eq!("*".parse(), Ok(Origins::Any));
+        let two = Origins::These(["https://a.example", "http://localhost:3000"].map(HeaderValue::from_static).into());
+        assert_eq!("https://a.example, http://localhost:3000".parse(), Ok(two));
+        for wrong in ["", "a.example", "https://a.example/", "https://a.example/x", "https://a.example,*"] {
+            assert!(wrong.parse::<Origins>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn every_setting_has_its_environment_variable() {
         let command = layered(Program::command(), &File::default());
         let variable = |long: &str| {
@@ -573,6 +687,12 @@ mod tests {
             ("max-body = {}", "neither a word, a number nor a list"),
             ("tasks = 'beauty'", "unknown task 'beauty'"),
             ("listen = ", "expected"),
+            ("cors-origins = 'example.com'", "no origin like https://example.com"),
+            ("cors-origins = 'https://example.com/'", "no origin"),
+            ("keys = 3", "[[keys]]: "),
+            ("[[keys]]\nname = 'a'", "[[keys]]: missing field `sha256`"),
+            ("[[keys]]\nname = 'a'\nsha256 = 'x'\nscopes = []", "'x' is no SHA-256"),
+            ("[[keys]]\nname = 'a'\nkey = 'x'", "unknown field `key`"),
         ] {
             let error = File::parse(file).unwrap_err();
             assert!(error.contains(message), "{file}: {error}");
@@ -592,6 +712,9 @@ mod tests {
             ["--gpu-memory-limit", "4GB"],
             ["--arena-strategy", "next-power-of-two"],
             ["--cudnn-search", "default"],
+            ["--metrics-listen", "127.0.0.1:8080"],
+            ["--tls-cert", "cert.pem"],
+            ["--tls-key", "key.pem"],
         ] {
             let error = Settings::from_flags(flags).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(flags[0]), "{error}");

@@ -3,6 +3,7 @@
 //! The way of a picture is [`pipeline`]; the networks run in [`engine`], which the models of [`repository`] are loaded
 //! into; [`api`] speaks HTTP about it, and [`server`] starts and stops it all.
 
+pub mod access;
 pub mod answer;
 pub mod api;
 pub mod app;

@@ -25,6 +25,18 @@ use crate::pipeline::Pipeline;
 use crate::repository::{NO_DETECTOR, Repository, RepositoryError, Scope, Snapshot};
 use crate::telemetry::Metrics;
 
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(feature = "tls")]
+use tls::Tls;
+#[cfg(feature = "tls")]
+pub use tls::TlsError;
+
+/// Nothing is spoken but plain HTTP.
+#[cfg(not(feature = "tls"))]
+#[derive(Clone)]
+enum Tls {}
+
 /// How long to wait when the system has no more file descriptors; connections end meanwhile.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -39,16 +51,27 @@ pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The address is taken.
-    #[error("{0} is taken by another program: stop that program, or choose another address with --listen")]
-    AddressTaken(SocketAddr),
+    #[error("{address} is taken by another program: stop that program, or choose another address with {setting}")]
+    AddressTaken {
+        /// The address.
+        address: SocketAddr,
+        /// The setting that it comes from.
+        setting: &'static str,
+    },
     /// The address cannot be listened on.
-    #[error("cannot listen on {address} ({source}): choose another address with --listen")]
+    #[error("cannot listen on {address} ({source}): choose another address with {setting}")]
     Listen {
         /// The address.
         address: SocketAddr,
+        /// The setting that it comes from.
+        setting: &'static str,
         /// Why.
         source: io::Error,
     },
+    /// The certificate or its key cannot be used.
+    #[cfg(feature = "tls")]
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// There is no ONNX Runtime.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -69,6 +92,7 @@ pub enum StartError {
 /// A server that accepts requests, until it is stopped.
 pub struct Running {
     address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     stop: watch::Sender<bool>,
     task: JoinHandle<bool>,
 }
@@ -79,21 +103,40 @@ pub struct Running {
 /// When the address is taken, ONNX Runtime or the models are missing or broken, or the settings contradict each other.
 pub async fn serve(settings: Settings) -> Result<Running, StartError> {
     settings.validate()?;
-    let address = settings.http.listen;
-    let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => StartError::AddressTaken(address),
-        _ => StartError::Listen { address, source },
-    })?;
-    let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
+    #[cfg(feature = "tls")]
+    let tls = settings.http.tls()?;
+    #[cfg(not(feature = "tls"))]
+    let tls = None;
+    let (listener, address) = listen(settings.http.listen, "--listen").await?;
+    let (metrics, metrics_address) = match settings.http.metrics_listen {
+        None => (None, None),
+        Some(address) => {
+            let (listener, address) = listen(address, "--metrics-listen").await?;
+            (Some(listener), Some(address))
+        }
+    };
     let app = tokio::task::spawn_blocking(move || load(settings)).await??;
     let app = Arc::new(app);
     if let Some(interval) = app.settings.http.models_poll {
         watch_models(&app, interval)?;
     }
     let (stop, stopped) = watch::channel(false);
-    let task = tokio::spawn(accept(listener, app, stopped));
+    let doors = Doors { main: listener, tls, metrics };
+    let task = tokio::spawn(accept(doors, app, stopped));
+    if let Some(address) = metrics_address {
+        tracing::info!(%address, "metrics have an address of their own");
+    }
     tracing::info!(%address, "listening");
-    Ok(Running { address, stop, task })
+    Ok(Running { address, metrics_address, stop, task })
+}
+
+async fn listen(address: SocketAddr, setting: &'static str) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => StartError::AddressTaken { address, setting },
+        _ => StartError::Listen { address, setting, source },
+    })?;
+    let address = listener.local_addr().map_err(|source| StartError::Listen { address, setting, source })?;
+    Ok((listener, address))
 }
 
 /// Looks at the folder of models from time to time, on a thread of its own: loading takes seconds. It ends with the server.
@@ -128,6 +171,11 @@ impl Running {
         self.address
     }
 
+    /// The address of the metrics, where they have one of their own.
+    pub const fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
     /// Stops accepting, finishes what was admitted, and ends. Whether everything was finished in time.
     pub async fn stop(self) -> bool {
         // The receiver lives in the task; where it has ended, there is nothing left to stop.
@@ -136,15 +184,45 @@ impl Running {
     }
 }
 
+/// Where connections come in.
+struct Doors {
+    main: TcpListener,
+    /// What the main one speaks HTTPS with.
+    tls: Option<Tls>,
+    metrics: Option<TcpListener>,
+}
+
+impl Doors {
+    /// The next connection, and which door it came in by.
+    async fn accept(&self) -> (Door, io::Result<(TcpStream, SocketAddr)>) {
+        let metrics = async {
+            match &self.metrics {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = self.main.accept() => (Door::Main, accepted),
+            accepted = metrics => (Door::Metrics, accepted),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Door {
+    Main,
+    Metrics,
+}
+
 /// Accepts connections until told to stop; whether all of them were finished in time then.
-async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiver<bool>) -> bool {
-    let connections = Connections::new(&app);
+async fn accept(doors: Doors, app: Arc<App>, mut stopped: watch::Receiver<bool>) -> bool {
+    let connections = Connections::new(&app, doors.tls.clone());
     loop {
         tokio::select! {
             biased;
             _ = stopped.changed() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => connections.serve(stream, peer),
+            (door, accepted) = doors.accept() => match accepted {
+                Ok((stream, peer)) => connections.serve(door, stream, peer),
                 Err(error) if is_the_clients(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
@@ -155,7 +233,7 @@ async fn accept(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiv
     }
     app.stop();
     tracing::info!(connections = connections.graceful.count(), "stopping: finishing what was admitted");
-    connections.serve_backlog(listener);
+    connections.serve_backlog(doors.main);
     let in_time = connections.finish(app.settings.http.shutdown_timeout.into()).await;
     if in_time {
         tracing::info!("stopped: everything admitted was answered");
@@ -175,24 +253,41 @@ fn is_the_clients(error: &io::Error) -> bool {
 struct Connections {
     graceful: GracefulShutdown,
     router: axum::Router,
+    metrics_router: axum::Router,
     http: http1::Builder,
+    tls: Option<Tls>,
 }
 
 impl Connections {
-    fn new(app: &Arc<App>) -> Self {
+    fn new(app: &Arc<App>, tls: Option<Tls>) -> Self {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(Duration::from(app.settings.http.idle_timeout));
-        Self { graceful: GracefulShutdown::new(), router: api::router(app), http }
+        let (router, metrics_router) = (api::router(app), api::metrics_router(app));
+        Self { graceful: GracefulShutdown::new(), router, metrics_router, http, tls }
     }
 
-    fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+    fn serve(&self, door: Door, stream: TcpStream, peer: SocketAddr) {
         // An answer is one small write that must not wait for an acknowledgement; where that cannot be set, it waits.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(Extension(Peer(peer)).layer(self.router.clone()));
-        let connection = self.http.serve_connection(TokioIo::new(stream), service);
-        let connection = self.graceful.watch(connection);
+        let (router, tls) = match door {
+            Door::Main => (&self.router, self.tls.clone()),
+            Door::Metrics => (&self.metrics_router, None),
+        };
+        let service = TowerToHyperService::new(Extension(Peer(peer)).layer(router.clone()));
+        let (http, watcher) = (self.http.clone(), self.graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let ended = match tls {
+                None => watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await,
+                #[cfg(feature = "tls")]
+                Some(tls) => match tls.greet(stream).await {
+                    Ok(stream) => watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection does not speak TLS");
+                        return;
+                    }
+                },
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a connection broke off");
             }
         });
@@ -203,7 +298,7 @@ impl Connections {
         let Ok(listener) = listener.into_std() else { return };
         while let Ok((stream, peer)) = listener.accept() {
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                self.serve(stream, peer);
+                self.serve(Door::Main, stream, peer);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::HttpBody;
 use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, EXPECT};
 use axum::http::request::Parts;
@@ -59,7 +59,8 @@ pub(super) async fn discard(request: Request) {
     }
 }
 
-async fn discard_body(mut body: Body) {
+/// Throws the rest of a body away.
+pub(super) async fn discard_body(mut body: impl HttpBody<Data = Bytes> + Unpin) {
     let mut left = DISCARDED_BYTES;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {

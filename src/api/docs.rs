@@ -1,7 +1,8 @@
 //! The description of the interface, and a page to read it and try it out. Both come with the binary.
 
 use axum::Router;
-use utoipa::OpenApi;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::Problem;
@@ -20,9 +21,26 @@ use super::error::Problem;
         (name = "models", description = "What is being served"),
         (name = "operations", description = "For orchestrators and dashboards")
     ),
-    components(schemas(Problem))
+    components(schemas(Problem)),
+    modifiers(&Keys)
 )]
 pub(super) struct Base;
+
+/// The two ways to send a key.
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A key, where the server's configuration has some."))
+            .build();
+        let key = ApiKey::Header(ApiKeyValue::with_description("x-api-key", "The same key in another header."));
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        components.add_security_scheme("key", SecurityScheme::ApiKey(key));
+    }
+}
 
 /// `GET /openapi.json`, and the page under `/docs`.
 pub(super) fn routes(description: utoipa::openapi::OpenApi) -> Router {

@@ -1,14 +1,18 @@
 //! The errors that clients see: RFC 9457 problems with a stable `code`. What went wrong inside is logged, never told.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use facewise_core::picture::PictureError;
 use serde::Serialize;
-use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+use serde_json::json;
+use utoipa::openapi::header::Header;
+use utoipa::openapi::{ContentBuilder, Object, Ref, RefOr, ResponseBuilder, Type};
 use utoipa::{IntoResponses, ToSchema};
 
+use crate::access::Denied;
 use crate::cpu::Panicked;
 use crate::engine::EngineError;
 use crate::line::TooLate;
@@ -24,6 +28,8 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 pub enum Code {
     /// The request is malformed.
     BadRequest,
+    /// The request needs a key, and has none that is known here.
+    Unauthorized,
     /// Not from there, or not with these rights.
     Forbidden,
     /// There is nothing under this path or name.
@@ -40,6 +46,8 @@ pub enum Code {
     UnreadableImage,
     /// More requests than can be served.
     Overloaded,
+    /// More requests than the key allows.
+    RateLimited,
     /// The request waited longer than a request may take.
     Deadline,
     /// Something went wrong inside.
@@ -53,6 +61,7 @@ impl Code {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -60,7 +69,7 @@ impl Code {
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::UnreadableImage => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Overloaded | Self::Deadline => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::RateLimited | Self::Deadline => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -70,6 +79,7 @@ impl Code {
     const fn title(self) -> &'static str {
         match self {
             Self::BadRequest => "The request is malformed",
+            Self::Unauthorized => "The request needs a key",
             Self::Forbidden => "The request is not allowed",
             Self::NotFound => "There is no such thing",
             Self::MethodNotAllowed => "The method is not allowed here",
@@ -78,6 +88,7 @@ impl Code {
             Self::UnsupportedMediaType => "The body's type is not supported",
             Self::UnreadableImage => "The picture cannot be read",
             Self::Overloaded => "More requests than can be served",
+            Self::RateLimited => "More requests than the key allows",
             Self::Deadline => "The request waited too long",
             Self::Internal => "Something went wrong inside",
             Self::NotReady => "The server is not ready",
@@ -88,6 +99,7 @@ impl Code {
     pub const fn rejection(self) -> Option<&'static str> {
         match self {
             Self::Overloaded => Some("overloaded"),
+            Self::RateLimited => Some("rate_limited"),
             Self::Deadline => Some("deadline"),
             Self::Timeout => Some("timeout"),
             Self::PayloadTooLarge => Some("payload_too_large"),
@@ -99,6 +111,7 @@ impl Code {
     /// The kind that a bare status stands for.
     fn of(status: StatusCode) -> Self {
         match status {
+            StatusCode::UNAUTHORIZED => Self::Unauthorized,
             StatusCode::FORBIDDEN => Self::Forbidden,
             StatusCode::NOT_FOUND => Self::NotFound,
             StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
@@ -134,16 +147,23 @@ pub struct Problem {
 pub struct ApiError {
     code: Code,
     detail: String,
+    /// When to come again, where that is known better than "soon".
+    retry_after: Option<Duration>,
 }
 
 impl ApiError {
     fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into() }
+        Self { code, detail: detail.into(), retry_after: None }
     }
 
     /// The request is malformed; `detail` says where.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(Code::BadRequest, detail)
+    }
+
+    /// The request needs a key, and has none that is known here.
+    pub fn unauthorized(detail: impl Into<String>) -> Self {
+        Self::new(Code::Unauthorized, detail)
     }
 
     /// Not from there, or not with these rights.
@@ -189,6 +209,11 @@ impl ApiError {
         Self::new(Code::Overloaded, "more requests are in progress than can be served: try again later")
     }
 
+    /// More requests than the key allows; the next one after `wait`.
+    pub fn rate_limited(detail: impl Into<String>, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..Self::new(Code::RateLimited, detail) }
+    }
+
     /// The request waited longer than a request may take.
     pub fn deadline() -> Self {
         Self::new(Code::Deadline, "the request was not answered in the time that a request may take: try again later")
@@ -216,23 +241,34 @@ impl ApiError {
         self.code
     }
 
-    /// The whole answer, for the request with this id.
-    pub fn render(self, request_id: &str) -> Response {
-        let Self { code, detail } = self;
-        let status = code.status();
-        let problem = Problem {
+    /// What its body says, to the request with this id.
+    pub fn problem(self, request_id: &str) -> Problem {
+        let Self { code, detail, .. } = self;
+        Problem {
             kind: "about:blank",
             title: code.title(),
-            status: status.as_u16(),
+            status: code.status().as_u16(),
             code,
             detail,
             request_id: request_id.to_owned(),
-        };
-        let mut response = (status, axum::Json(problem)).into_response();
+        }
+    }
+
+    /// The whole answer, for the request with this id.
+    pub fn render(self, request_id: &str) -> Response {
+        let (status, wait) = (self.code.status(), self.retry_after);
+        let mut response = (status, axum::Json(self.problem(request_id))).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
-        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                let seconds = wait.map_or(1, |wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1);
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"facewise\""));
+            }
+            _ => {}
         }
         response
     }
@@ -276,6 +312,16 @@ impl From<RepositoryError> for ApiError {
     }
 }
 
+impl From<Denied<'_>> for ApiError {
+    fn from(denied: Denied<'_>) -> Self {
+        match denied {
+            Denied::Missing | Denied::Unknown => Self::unauthorized(denied.to_string()),
+            Denied::OutOfScope { .. } => Self::forbidden(denied.to_string()),
+            Denied::TooMany { wait, .. } => Self::rate_limited(denied.to_string(), wait),
+        }
+    }
+}
+
 impl From<TooLate> for ApiError {
     fn from(_: TooLate) -> Self {
         Self::deadline()
@@ -298,26 +344,46 @@ impl From<PipelineError> for ApiError {
     }
 }
 
+/// The header that comes with the errors of a status: its name, what it says, and as what.
+fn header_of(status: u16) -> Option<(&'static str, &'static str, Type)> {
+    match status {
+        401 => Some(("www-authenticate", "How a key is sent.", Type::String)),
+        429 | 503 => Some(("retry-after", "Seconds after which to try again.", Type::Integer)),
+        _ => None,
+    }
+}
+
+/// The errors of whoever asks without a key, with another one, or too often: where keys are needed.
+pub const ACCESS: [Code; 3] = [Code::Unauthorized, Code::Forbidden, Code::RateLimited];
+
 /// Documents the errors of an operation, one answer a status.
 pub fn responses(codes: &[Code]) -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
     let mut kinds: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
     for code in codes {
         kinds.entry(code.status().as_u16()).or_default().push(*code);
     }
-    let response = |codes: Vec<Code>| {
+    let response = |(status, codes): (u16, Vec<Code>)| {
+        let name = |code: &Code| serde_json::to_value(code).unwrap_or_default();
         let names: Vec<String> = codes
             .iter()
-            .map(|code| {
-                let name = serde_json::to_value(code).ok().and_then(|name| name.as_str().map(str::to_owned));
-                format!("`{}`: {}", name.unwrap_or_default(), code.title())
-            })
+            .map(|code| format!("`{}`: {}", name(code).as_str().unwrap_or_default(), code.title()))
             .collect();
-        ResponseBuilder::new()
-            .description(names.join("; "))
-            .content(CONTENT_TYPE, ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build())
-            .build()
+        let example = codes.first().map(|code| {
+            json!({
+                "type": "about:blank", "title": code.title(), "status": status, "code": name(code),
+                "detail": "what is wrong with this request", "request_id": "01J9ZQ4T0D5N3W8V7K2M6R1XYB",
+            })
+        });
+        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).example(example).build();
+        let mut response = ResponseBuilder::new().description(names.join("; ")).content(CONTENT_TYPE, content);
+        if let Some((name, what, kind)) = header_of(status) {
+            let mut header = Header::new(Object::with_type(kind));
+            header.description = Some(what.to_owned());
+            response = response.header(name, header);
+        }
+        (status.to_string(), RefOr::T(response.build()))
     };
-    kinds.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(response(codes)))).collect()
+    kinds.into_iter().map(response).collect()
 }
 
 /// What every operation may answer.

@@ -5,20 +5,24 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{self, FORWARDED};
+use axum::http::header::{self, ACCEPT, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Router};
 use futures_util::FutureExt;
 use prometheus::IntGauge;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument;
+use tracing::field::Empty;
 use ulid::Ulid;
 
+use super::access::X_API_KEY;
 use super::body;
 use super::error::ApiError;
 use crate::app::App;
+use crate::config::Origins;
 use crate::telemetry;
 
 /// The header that names a request, in both directions.
@@ -27,7 +31,11 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The header by which a client gives its request less time than the server would, in milliseconds.
 pub const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The timings of an answer once more, where browsers and proxies look for them (W3C Server Timing).
+pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// The most that it says: a day. The description of the interface has it too.
+const MOST_MILLISECONDS: u64 = 86_400_000;
 
 /// The other end of a request's connection.
 #[derive(Clone, Copy, Debug)]
@@ -44,13 +52,32 @@ const OTHER: &str = "other";
 ///
 /// 1. [`observe`] sees every answer there is, whoever made it, and knows the request's id: it counts, logs, and gives
 ///    errors their body.
-/// 2. [`shield`] turns a panic of all that is inside into an answer, which the first then counts.
-/// 3. [`time_limit`] lies inside both, so that a request that took too long is counted like any other.
+/// 2. [`cross_origin`] answers the question that browsers ask beforehand, and marks every answer, errors too, as readable for
+///    the pages that may; it is left out where no origin is allowed.
+/// 3. [`shield`] turns a panic of all that is inside into an answer, which the first then counts.
+/// 4. [`time_limit`] lies inside both, so that a request that took too long is counted like any other.
+///
+/// Who may come to a route at all is asked before the route itself: [`super::access`].
 pub(super) fn stack(routes: Router, app: &Arc<App>) -> Router {
-    routes
-        .layer(from_fn_with_state(Arc::clone(app), time_limit))
-        .layer(from_fn(shield))
-        .layer(from_fn_with_state(Arc::clone(app), observe))
+    let routes = routes.layer(from_fn_with_state(Arc::clone(app), time_limit)).layer(from_fn(shield));
+    let routes = match &app.settings.http.cors_origins {
+        Some(origins) => routes.layer(cross_origin(origins)),
+        None => routes,
+    };
+    routes.layer(from_fn_with_state(Arc::clone(app), observe))
+}
+
+/// Which pages of other origins may read the answers. Cookies are no matter: there are none.
+fn cross_origin(origins: &Origins) -> CorsLayer {
+    let allowed = match origins {
+        Origins::Any => AllowOrigin::any(),
+        Origins::These(list) => AllowOrigin::list(list.iter().cloned()),
+    };
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([ACCEPT, AUTHORIZATION, CONTENT_TYPE, X_API_KEY, REQUEST_ID, REQUEST_TIMEOUT])
+        .expose_headers([ALLOW, LOCATION, RETRY_AFTER, REQUEST_ID, SERVER_TIMING])
 }
 
 /// The id of a request: the client's own, if it is fit for a log line, else a new one.
@@ -97,7 +124,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let route = matched.as_ref().map_or(OTHER, MatchedPath::as_str);
     request.extensions_mut().insert(id.clone());
 
-    let span = tracing::info_span!("request", id = %id.0, method, route);
+    let span = tracing::info_span!("request", id = %id.0, method, route, key = Empty);
     telemetry::join_trace(&span, request.headers());
     span.in_scope(|| tracing::debug!("received"));
     let response = next.run(request).instrument(span.clone()).await;
@@ -124,10 +151,13 @@ fn complete(mut response: Response, app: &App, id: &RequestId) -> Response {
         if let Some(reason) = error.code().rejection() {
             app.metrics.rejected.with_label_values(&[reason]).inc();
         }
-        let allow = response.headers_mut().remove(header::ALLOW);
+        let headers = std::mem::take(response.headers_mut());
         response = error.render(&id.0);
-        if let Some(allow) = allow {
-            response.headers_mut().insert(header::ALLOW, allow);
+        // Of the bare answer, what is not about its body stays: which methods are allowed, which pages may read it.
+        let about_the_body = [CONTENT_TYPE, CONTENT_LENGTH];
+        let names = headers.keys().filter(|name| !about_the_body.contains(name));
+        for (name, value) in names.flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value))) {
+            response.headers_mut().append(name, value.clone());
         }
     }
     if let Ok(id) = HeaderValue::from_str(&id.0) {
@@ -165,20 +195,11 @@ async fn time_limit(State(app): State<Arc<App>>, mut request: Request, next: Nex
 fn own_limit(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let Some(value) = headers.get(REQUEST_TIMEOUT) else { return Ok(None) };
     match value.to_str().ok().and_then(|value| value.parse::<u64>().ok()) {
-        Some(ms) if ms > 0 => Ok(Some(Duration::from_millis(ms))),
-        _ => Err(ApiError::bad_request(format!("the header '{REQUEST_TIMEOUT}' is no number of milliseconds above 0"))),
+        Some(ms) if (1..=MOST_MILLISECONDS).contains(&ms) => Ok(Some(Duration::from_millis(ms))),
+        _ => Err(ApiError::bad_request(format!(
+            "the header '{REQUEST_TIMEOUT}' is no number of milliseconds from 1 to {MOST_MILLISECONDS}"
+        ))),
     }
-}
-
-/// Lets only programs on the same machine change what is served. A proxy there speaks for others and says so; its requests
-/// do not count as local.
-pub(super) async fn local_only(Extension(Peer(peer)): Extension<Peer>, request: Request, next: Next) -> Response {
-    let speaks_for_others = [FORWARDED, X_FORWARDED_FOR].iter().any(|header| request.headers().contains_key(header));
-    if peer.ip().to_canonical().is_loopback() && !speaks_for_others {
-        return next.run(request).await;
-    }
-    body::discard(request).await;
-    ApiError::forbidden("models are changed from the server's own machine only").into_response()
 }
 
 /// The method as a label: clients may invent methods, and labels must stay few.
@@ -235,7 +256,7 @@ mod tests {
             |value: &str| own_limit(&HeaderMap::from_iter([(REQUEST_TIMEOUT, HeaderValue::from_str(value).unwrap())]));
         assert_eq!(limit("250").unwrap(), Some(Duration::from_millis(250)));
         assert_eq!(own_limit(&HeaderMap::new()).unwrap(), None);
-        for wrong in ["0", "-1", "1.5", "soon", "99999999999999999999999"] {
+        for wrong in ["0", "-1", "1.5", "soon", "86400001", "99999999999999999999999"] {
             assert_eq!(limit(wrong).unwrap_err().code().status(), StatusCode::BAD_REQUEST, "{wrong}");
         }
     }

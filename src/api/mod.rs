@@ -1,9 +1,13 @@
 //! The HTTP interface: one file per resource, routes and their description registered together, and the middleware
 //! around them.
 
+mod access;
+mod batch;
 mod body;
 mod docs;
+mod embeddings;
 pub mod error;
+mod form;
 mod health;
 mod metrics;
 pub mod middleware;
@@ -14,28 +18,36 @@ mod upload;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::access::guarded;
+use crate::access::{Access, Scope};
 use crate::app::App;
 
-fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::with_openapi(docs::Base::openapi())
+/// Every route, behind the guard that it needs. What says nothing about anybody's pictures needs none: health, and the
+/// description of the interface.
+fn routes(access: &Arc<Access>) -> OpenApiRouter<Arc<App>> {
+    let predictions = OpenApiRouter::new()
         .routes(routes!(predict::predict))
-        .routes(routes!(models::list))
-        .routes(routes!(models::one))
-        .merge(
-            OpenApiRouter::new()
-                .routes(routes!(models::load))
-                .routes(routes!(models::unload))
-                .routes(routes!(models::reload))
-                .route_layer(from_fn(middleware::local_only)),
-        )
+        .routes(routes!(batch::predict_batch))
+        .routes(routes!(embeddings::predict_embeddings));
+    let models = OpenApiRouter::new().routes(routes!(models::list)).routes(routes!(models::one));
+    let administration = OpenApiRouter::new()
+        .routes(routes!(models::load))
+        .routes(routes!(models::unload))
+        .routes(routes!(models::reload));
+    OpenApiRouter::with_openapi(docs::Base::openapi())
+        .merge(guarded(predictions, access, Scope::Predict))
+        .merge(guarded(models, access, None))
+        .merge(guarded(administration, access, Scope::Admin))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
-        .routes(routes!(metrics::metrics))
+}
+
+fn scrape() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(metrics::metrics))
 }
 
 /// The description of the interface, as `openapi/openapi.json` has it.
@@ -43,16 +55,26 @@ fn routes() -> OpenApiRouter<Arc<App>> {
 /// # Errors
 /// When it cannot be written as JSON, which the tests rule out.
 pub fn openapi() -> Result<String, serde_json::Error> {
-    routes().into_openapi().to_pretty_json().map(|json| json + "\n")
+    routes(&Arc::default()).merge(scrape()).into_openapi().to_pretty_json().map(|json| json + "\n")
 }
 
-/// Everything that the server answers.
+/// Everything that the server answers; the metrics only where they have no address of their own.
 pub fn router(app: &Arc<App>) -> Router {
-    let (routes, description) = routes().split_for_parts();
-    let routes = routes
-        .with_state(Arc::clone(app))
-        .merge(docs::routes(description))
-        .fallback(middleware::no_route)
-        .method_not_allowed_fallback(middleware::no_method);
+    let mut routes = routes(&app.access);
+    if app.settings.http.metrics_listen.is_none() {
+        routes = routes.merge(guarded(scrape(), &app.access, None));
+    }
+    let (routes, description) = routes.split_for_parts();
+    finished(routes.with_state(Arc::clone(app)).merge(docs::routes(description)), app)
+}
+
+/// What is answered on the address for the metrics, health too: whoever scrapes these asks for that.
+pub fn metrics_router(app: &Arc<App>) -> Router {
+    let probes = OpenApiRouter::new().routes(routes!(health::live)).routes(routes!(health::ready));
+    finished(Router::from(scrape().merge(probes)).with_state(Arc::clone(app)), app)
+}
+
+fn finished(routes: Router, app: &Arc<App>) -> Router {
+    let routes = routes.fallback(middleware::no_route).method_not_allowed_fallback(middleware::no_method);
     middleware::stack(routes, app)
 }

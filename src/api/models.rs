@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoParams, ToSchema};
 
-use super::error::{ApiError, Code, Common, responses};
+use super::error::{ACCESS, ApiError, Code, responses};
 use crate::app::App;
-use crate::engine::AttributeModel;
+use crate::engine::{AttributeModel, EmbeddingModel, Model};
 use crate::repository::{Models, RepositoryError, Served, Version};
+use crate::tasks::{Tasks, TasksError};
 
 /// The models being served.
 #[derive(Serialize, ToSchema)]
@@ -35,7 +36,8 @@ pub(super) struct ModelInfo {
     /// The versions in the folder of models, from the oldest to the newest; empty when it is not there any more.
     #[schema(example = json!(["1"]))]
     versions: Vec<String>,
-    /// What it does: `attributes` describes faces, `detector` finds them.
+    /// What it does: `attributes` describes faces in pictures, `detector` finds them, `embeddings` describes faces of which there
+    /// are embeddings.
     #[schema(example = "attributes")]
     kind: &'static str,
     /// One sentence about it.
@@ -47,9 +49,14 @@ pub(super) struct ModelInfo {
     /// Tasks that it answers here; a detector answers none.
     #[schema(example = json!(["age", "gender", "smile", "emotion"]))]
     tasks: Vec<&'static str>,
-    /// Side of the squares that it reads, in pixels.
-    #[schema(example = 64)]
-    input_size: u32,
+    /// Side of the squares that it reads, in pixels; of a model that reads pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = 64)]
+    input_size: Option<u32>,
+    /// Numbers of the embeddings that it reads; of a model that reads these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = 512)]
+    features: Option<u32>,
     /// SHA-256 of its file, in hexadecimal.
     sha256: String,
     /// Why it could not be loaded the last time that this was tried; what is described here is served on.
@@ -61,8 +68,10 @@ impl ModelInfo {
         let model = served.model();
         let tasks = match served {
             Served::Attributes(attributes) => attributes.tasks().iter().map(Task::name).collect(),
+            Served::Embeddings(embeddings) => embeddings.tasks().iter().map(Task::name).collect(),
             Served::Detector(_) => Vec::new(),
         };
+        let features = model.manifest().input.features;
         Self {
             name: model.name().to_owned(),
             version: model.version().to_owned(),
@@ -72,10 +81,20 @@ impl ModelInfo {
             default: models.is_in_use(model.name()),
             ready: model.is_alive(),
             tasks,
-            input_size: model.input_size(),
+            input_size: features.is_none().then(|| model.input_size()),
+            features,
             sha256: model.sha256().to_owned(),
             error: app.repository.failure(model.name()),
         }
+    }
+}
+
+/// What asking for the models may answer besides.
+struct NoModels;
+
+impl utoipa::IntoResponses for NoModels {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        responses(&[&[Code::Internal][..], &ACCESS].concat())
     }
 }
 
@@ -84,7 +103,7 @@ struct NoModel;
 
 impl utoipa::IntoResponses for NoModel {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        responses(&[Code::BadRequest, Code::NotFound, Code::Internal])
+        responses(&[&[Code::BadRequest, Code::NotFound, Code::Internal][..], &ACCESS].concat())
     }
 }
 
@@ -93,14 +112,15 @@ struct NotChanged;
 
 impl utoipa::IntoResponses for NotChanged {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        responses(&[Code::BadRequest, Code::Forbidden, Code::NotFound, Code::Deadline, Code::Internal])
+        responses(&[&[Code::BadRequest, Code::NotFound, Code::Deadline, Code::Internal][..], &ACCESS].concat())
     }
 }
 
 /// The models being served.
 #[utoipa::path(
     get, path = "/v1/models", tag = "models", operation_id = "list_models",
-    responses((status = 200, description = "The models, by name.", body = ModelList), Common)
+    security((), ("bearer" = []), ("key" = [])),
+    responses((status = 200, description = "The models, by name.", body = ModelList), NoModels)
 )]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
     let models = app.repository.models();
@@ -111,6 +131,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
 #[utoipa::path(
     get, path = "/v1/models/{name}", tag = "models", operation_id = "show_model",
     params(("name" = String, Path, description = "Name of the model", example = "face-attributes")),
+    security((), ("bearer" = []), ("key" = [])),
     responses((status = 200, description = "The model.", body = ModelInfo), NoModel)
 )]
 pub(super) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<ModelInfo>, ApiError> {
@@ -155,6 +176,7 @@ impl Load {
 #[utoipa::path(
     post, path = "/v1/models/{name}/load", tag = "models", operation_id = "load_model",
     params(("name" = String, Path, description = "Name of the model", example = "face-attributes"), Load),
+    security((), ("bearer" = []), ("key" = [])),
     responses((status = 200, description = "The model, which is served now.", body = ModelInfo), NotChanged)
 )]
 pub(super) async fn load(
@@ -183,6 +205,7 @@ pub(super) async fn load(
 #[utoipa::path(
     post, path = "/v1/models/{name}/reload", tag = "models", operation_id = "reload_model",
     params(("name" = String, Path, description = "Name of the model", example = "face-attributes"), Load),
+    security((), ("bearer" = []), ("key" = [])),
     responses((status = 200, description = "The model, which is served now.", body = ModelInfo), NotChanged)
 )]
 pub(super) async fn reload(
@@ -200,6 +223,7 @@ pub(super) async fn reload(
 #[utoipa::path(
     post, path = "/v1/models/{name}/unload", tag = "models", operation_id = "unload_model",
     params(("name" = String, Path, description = "Name of the model", example = "other-attributes")),
+    security((), ("bearer" = []), ("key" = [])),
     responses((status = 204, description = "It is not served any more."), NotChanged)
 )]
 pub(super) async fn unload(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
@@ -239,6 +263,52 @@ pub(super) fn describing(models: &Models, name: Option<&str>) -> Result<Arc<Attr
             "'{name}' is a detector: 'model' names the model that describes the faces, as '{}' does",
             models.default_model().model().name()
         ))),
+        Some(Served::Embeddings(_)) => Err(ApiError::bad_request(format!(
+            "'{name}' reads embeddings, not pictures: ask it at /v1/predict/embeddings"
+        ))),
+        None => Err(unknown(models, name)),
+    }
+}
+
+/// The tasks that a request wants answered: those that it lists, else all that the model answers.
+///
+/// # Errors
+/// When the list names what is no task, or one that the model does not answer here.
+pub(super) fn tasks(list: Option<&str>, model: &Model, answered: &Tasks) -> Result<Tasks, ApiError> {
+    let Some(list) = list else { return Ok(answered.clone()) };
+    let tasks: Tasks = list.parse().map_err(|error: TasksError| ApiError::bad_request(error.to_string()))?;
+    match tasks.first_missing_in(answered) {
+        None => Ok(tasks),
+        Some(task) => Err(ApiError::bad_request(format!(
+            "the model '{}' does not answer '{task}' here; it answers {answered}",
+            model.name()
+        ))),
+    }
+}
+
+/// The model that a request wants its embeddings described by; it need not be named where there is one only.
+///
+/// # Errors
+/// When there is none with that name, it reads pictures, or none is named among several.
+pub(super) fn reading_embeddings(models: &Models, name: Option<&str>) -> Result<Arc<EmbeddingModel>, ApiError> {
+    let Some(name) = name else {
+        let mut known = models.iter().filter_map(|served| match served {
+            Served::Embeddings(model) => Some(model),
+            Served::Attributes(_) | Served::Detector(_) => None,
+        });
+        return match (known.next(), known.next()) {
+            (Some(only), None) => Ok(Arc::clone(only)),
+            (None, _) => Err(ApiError::not_found("there is no model here that reads embeddings")),
+            (Some(_), Some(_)) => {
+                Err(ApiError::bad_request("there are several models that read embeddings: name one with 'model'"))
+            }
+        };
+    };
+    match models.get(name) {
+        Some(Served::Embeddings(model)) => Ok(Arc::clone(model)),
+        Some(Served::Attributes(_) | Served::Detector(_)) => {
+            Err(ApiError::bad_request(format!("'{name}' reads pictures, not embeddings: ask for them at /v1/predict")))
+        }
         None => Err(unknown(models, name)),
     }
 }

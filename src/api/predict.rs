@@ -5,25 +5,23 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderName, Uri};
+use axum::http::Uri;
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
+use bytes::Bytes;
 use facewise_core::detection::Selection;
 use serde::Deserialize;
 use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use super::error::{ApiError, Code, responses};
-use super::middleware::{Deadline, RequestId};
+use super::error::{ACCESS, ApiError, Code, responses};
+use super::middleware::{Deadline, RequestId, SERVER_TIMING};
 use super::{body, models, upload};
 use crate::answer::{Extras, Prediction};
 use crate::app::App;
 use crate::engine::{AttributeModel, Detector};
-use crate::pipeline::Whereabouts;
+use crate::pipeline::{Analysis, Whereabouts};
 use crate::tasks::Tasks;
-
-/// The timings once more, where browsers and proxies look for them (W3C Server Timing).
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// What a client may ask for besides.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -67,11 +65,37 @@ enum Detect {
 }
 
 /// A request's parameters, understood.
-struct Wishes {
-    model: Arc<AttributeModel>,
-    tasks: Tasks,
-    whereabouts: Whereabouts,
-    extras: Extras,
+pub(super) struct Wishes {
+    pub(super) model: Arc<AttributeModel>,
+    pub(super) tasks: Tasks,
+    pub(super) whereabouts: Whereabouts,
+    pub(super) extras: Extras,
+}
+
+impl Wishes {
+    /// What a request wants.
+    ///
+    /// # Errors
+    /// When it wants what is not here.
+    pub(super) fn of(uri: &Uri, app: &App) -> Result<Self, ApiError> {
+        Parameters::of(uri)?.wishes(app)
+    }
+
+    /// Unwraps and analyses a picture as soon as it is its turn.
+    ///
+    /// # Errors
+    /// When it is unreadable or too large, or more wait than can be served in time.
+    pub(super) async fn fulfil(
+        &self,
+        app: &App,
+        picture: impl Future<Output = Result<Bytes, ApiError>>,
+        deadline: Instant,
+    ) -> Result<Analysis, ApiError> {
+        let place = app.line.enter(deadline).await?;
+        let analysis = app.pipeline.analyse(picture.await?, self.whereabouts.clone(), &self.model, &self.tasks).await?;
+        place.answered();
+        Ok(analysis)
+    }
 }
 
 impl Parameters {
@@ -85,17 +109,7 @@ impl Parameters {
         // Of one moment: what is loaded meanwhile is for the next request.
         let models = app.repository.models();
         let model = models::describing(&models, self.model.as_deref())?;
-        let tasks = match &self.tasks {
-            None => model.tasks().clone(),
-            Some(list) => list.parse::<Tasks>().map_err(|error| ApiError::bad_request(error.to_string()))?,
-        };
-        if let Some(task) = tasks.first_missing_in(model.tasks()) {
-            return Err(ApiError::bad_request(format!(
-                "the model '{}' does not answer '{task}' here; it answers {}",
-                model.model().name(),
-                model.tasks()
-            )));
-        }
+        let tasks = models::tasks(self.tasks.as_deref(), model.model(), model.tasks())?;
         let whereabouts = self.whereabouts(models.detector(), app.settings.inference.max_faces)?;
         let extras = Extras { landmarks: self.landmarks, distributions: self.distributions };
         Ok(Wishes { model, tasks, whereabouts, extras })
@@ -127,11 +141,11 @@ impl Parameters {
 }
 
 /// What a prediction may answer besides.
-struct Errors;
+pub(super) struct Errors;
 
 impl IntoResponses for Errors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        responses(&[
+        let own = [
             Code::BadRequest,
             Code::NotFound,
             Code::Timeout,
@@ -142,7 +156,8 @@ impl IntoResponses for Errors {
             Code::Deadline,
             Code::Internal,
             Code::NotReady,
-        ])
+        ];
+        responses(&[&own[..], &ACCESS].concat())
     }
 }
 
@@ -152,10 +167,10 @@ impl IntoResponses for Errors {
 /// `file`) of a form, or in base64 as JSON. All coordinates are pixels of the picture as displayed: its EXIF orientation is
 /// applied. A picture without faces has an empty list of them.
 #[utoipa::path(
-    post, path = "/v1/predict", tag = "predictions",
+    post, path = "/v1/predict", tag = "predictions", security((), ("bearer" = []), ("key" = [])),
     params(
         Parameters,
-        ("x-request-timeout-ms" = Option<u64>, Header, minimum = 1,
+        ("x-request-timeout-ms" = Option<u64>, Header, minimum = 1, maximum = 86_400_000,
             description = "Milliseconds after which an answer is worth nothing any more: 429 `deadline` then. Never more than the server's own limit.")
     ),
     request_body(
@@ -186,11 +201,9 @@ pub(super) async fn predict(
     };
     // The body comes first: an answer to a client that still sends might never be read.
     let (head, body) = body::read(request, &app.settings.http).await?;
-    let Wishes { model, tasks, whereabouts, extras } = Parameters::of(&head.uri)?.wishes(&app)?;
-    let place = app.line.enter(deadline).await?;
-    let picture = upload::picture(&head.headers, body, app.pipeline.cpu()).await?;
-    let analysis = app.pipeline.analyse(picture, whereabouts, &model, &tasks).await?;
-    place.answered();
-    let prediction = Prediction::new(id.to_string(), model.model(), &analysis, extras, started.elapsed());
+    let wishes = Wishes::of(&head.uri, &app)?;
+    let picture = upload::picture(&head.headers, body, app.pipeline.cpu());
+    let analysis = wishes.fulfil(&app, picture, deadline).await?;
+    let prediction = Prediction::new(id.to_string(), wishes.model.model(), &analysis, wishes.extras, started.elapsed());
     Ok(([(SERVER_TIMING, prediction.timings.to_string())], Json(prediction)))
 }

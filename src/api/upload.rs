@@ -23,12 +23,12 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// Names of the part that holds the picture.
-const PARTS: [&str; 2] = ["image", "file"];
+pub(super) const PARTS: [&str; 2] = ["image", "file"];
 
 /// A picture as JSON.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = PictureJson, example = json!({"image": "data:image/jpeg;base64,/9j/4AAQSkZJRg…"}))]
+#[schema(as = PictureJson, example = json!({"image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="}))]
 pub(super) struct Json<'a> {
     /// The file in base64, bare or as a `data:` URL.
     #[serde(borrow)]
@@ -47,14 +47,14 @@ pub(super) struct Form {
 
 /// How a body holds its picture.
 #[derive(Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Raw,
     Json,
     Form { boundary: String },
 }
 
 impl Kind {
-    fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
         let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Self::Raw) };
         let value = value.to_str().unwrap_or_default();
         let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -93,8 +93,16 @@ pub(super) async fn picture(headers: &HeaderMap, body: Bytes, cpu: &Cpu) -> Resu
 fn from_json(body: &[u8]) -> Result<Bytes, ApiError> {
     let Json { image } = serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request(format!("the body is not {{\"image\": \"<base64>\"}}: {error}")))?;
+    from_base64(&image)
+}
+
+/// The file in base64, bare or as a `data:` URL.
+///
+/// # Errors
+/// When it is neither, or empty.
+pub(super) fn from_base64(image: &str) -> Result<Bytes, ApiError> {
     let text = match image.strip_prefix("data:") {
-        None => &*image,
+        None => image,
         Some(url) => match url.split_once(',') {
             Some((kind, data)) if kind.ends_with(";base64") => data,
             _ => return Err(ApiError::bad_request("the data: URL in 'image' is not 'data:<type>;base64,<base64>'")),

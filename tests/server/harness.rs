@@ -5,10 +5,11 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use facewise::access::Key;
 use facewise::config::Settings;
 use facewise::server::{Running, serve};
 use image::{ImageFormat, Rgb, RgbImage};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::onnx::detector;
@@ -33,8 +34,13 @@ impl TestServer {
 
     /// Starts a server on a free port with the models of a folder.
     pub(crate) async fn start_with(models: &str, flags: &[&str]) -> Self {
+        Self::start_with_keys(models, flags, Vec::new()).await
+    }
+
+    /// The same with keys.
+    pub(crate) async fn start_with_keys(models: &str, flags: &[&str], keys: Vec<Key>) -> Self {
         let defaults = ["--listen", "127.0.0.1:0", "--models", models, "--workers", "1", "--decode-threads", "2"];
-        let settings = Settings::from_flags(defaults.iter().chain(flags)).unwrap();
+        let settings = Settings { keys, ..Settings::from_flags(defaults.iter().chain(flags)).unwrap() };
         Self { running: serve(settings).await.unwrap(), client: client(), _models: None }
     }
 
@@ -48,6 +54,16 @@ impl TestServer {
 
     pub(crate) fn get(&self, path: &str) -> RequestBuilder {
         self.client.get(self.url(path))
+    }
+
+    /// Asks on the address of the metrics.
+    pub(crate) fn get_metrics(&self, path: &str) -> RequestBuilder {
+        let address = self.running.metrics_address().expect("metrics have an address");
+        self.client.get(format!("http://{address}{path}"))
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.url(path))
     }
 
     /// Asks for a change of a model; the status, and the answer or nothing.
@@ -220,6 +236,18 @@ impl ModelsCopy {
             "input": {"name": "pixels", "size": 8, "colour": "rgb", "mean": [0, 0, 0], "sd": [1, 1, 1],
                       "template": {"right_eye": [0.3, 0.37], "left_eye": [0.7, 0.37], "mouth": [0.5, 0.77]}},
             "heads": [{"task": "smile", "output": "smile", "labels": ["neutral", "smiling"]}],
+        });
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+        fs::write(folder.join("model.onnx"), network).unwrap();
+    }
+
+    /// Puts a model that reads embeddings into the folder.
+    pub(crate) fn write_embeddings(&self, name: &str, features: usize, network: &[u8], heads: &Value) {
+        let folder = self.root.path().join(name).join("1");
+        let manifest = json!({
+            "schema": 1, "name": name, "version": "1", "kind": "embeddings",
+            "input": {"name": "embedding", "features": features}, "heads": heads,
         });
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();

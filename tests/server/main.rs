@@ -1,9 +1,12 @@
 //! The server from outside: a real one on a free port, spoken to over HTTP, and the program as a process.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod bad_input;
+mod batch;
 mod cli;
 mod detect;
+mod embeddings;
 mod engine;
 mod evaluate;
 mod group;
@@ -17,4 +20,6 @@ mod predict;
 mod reload;
 mod shutdown;
 mod startup;
+#[cfg(feature = "tls")]
+mod tls;
 mod tune;

@@ -118,6 +118,21 @@ pub(crate) fn smiles(probability: f32) -> Vec<u8> {
     .file()
 }
 
+/// A network of embeddings with a linear layer for each output: its name, its weights from each number of the embedding to each
+/// class, and its biases.
+pub(crate) fn linear(input: &str, features: usize, outputs: &[(&str, &[f32], &[f32])]) -> Vec<u8> {
+    let mut graph =
+        Graph { inputs: vec![tensor(input, &[Side::Open("batch"), Side::Fixed(features)])], ..Graph::default() };
+    for (name, weights, biases) in outputs {
+        let (weights_name, biases_name) = (format!("{name}_weights"), format!("{name}_biases"));
+        graph.constants.push(floats(&weights_name, &[features, biases.len()], weights));
+        graph.constants.push(floats(&biases_name, &[biases.len()], biases));
+        graph.nodes.push(node("Gemm", &[input, &weights_name, &biases_name], name, &[]));
+        graph.outputs.push(tensor(name, &[Side::Open("batch"), Side::Fixed(biases.len())]));
+    }
+    graph.file()
+}
+
 /// Logit of a face on a cell of the mean colour `8·(red − green + blue) − 19`, with colours from −1 to 1: magenta is a face
 /// (0.993), with a green of 32 of 255 (0.95) and of 64 (0.73) too; no other colour is one.
 const SCORE: [f32; 4] = [8.0, -8.0, 8.0, -19.0];

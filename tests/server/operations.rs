@@ -171,10 +171,19 @@ async fn the_description_is_the_committed_one() {
     let server = TestServer::start(&[]).await;
     let served: Value = server.get("/openapi.json").send().await.unwrap().json().await.unwrap();
     assert_eq!(served, serde_json::from_str::<Value>(&committed).unwrap());
-    for path in ["/v1/predict", "/v1/models", "/v1/models/{name}", "/health/live", "/health/ready", "/metrics"] {
+    for path in [
+        "/v1/predict",
+        "/v1/predict/batch",
+        "/v1/predict/embeddings",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+    ] {
         assert!(served["paths"].get(path).is_some(), "{path}");
     }
     let errors: Vec<&String> =
         served["paths"]["/v1/predict"]["post"]["responses"].as_object().unwrap().keys().collect();
-    assert_eq!(errors, ["200", "400", "404", "408", "413", "415", "422", "429", "500", "503"]);
+    assert_eq!(errors, ["200", "400", "401", "403", "404", "408", "413", "415", "422", "429", "500", "503"]);
 }
