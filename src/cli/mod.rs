@@ -1,6 +1,9 @@
 //! The command line: one file per subcommand. Exit codes: 0 done, 1 failed, 2 misused.
 
 mod evaluate;
+mod health;
+mod key;
+mod models;
 mod openapi;
 mod predict;
 mod serve;
@@ -12,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use facewise::config::{self, ConfigError, File};
+use facewise::config::{self, ConfigError, File, Settings};
 use facewise::process;
 
 /// Age, gender, smile and emotion from faces.
@@ -55,6 +58,13 @@ enum Command {
         mut_arg("max_detector_batch", |measured| measured.hide(true))
     )]
     Tune(Box<tune::Args>),
+    /// List the models of the folder, each tried out; fails when one cannot be served
+    #[command(mut_arg("log_level", |level| level.default_value("warn")))]
+    Models(Box<models::Args>),
+    /// Make a key for those who ask the server
+    Key(key::Args),
+    /// Ask a running server whether it is ready
+    Health(health::Args),
     /// Print the description of the HTTP interface
     #[command(hide = true)]
     Openapi,
@@ -74,16 +84,19 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    if !matches!(cli.command, Command::Openapi)
+    if !matches!(cli.command, Command::Key(_) | Command::Health(_) | Command::Openapi)
         && let Err(error) = process::prepare_to_compute()
     {
         return fail(&anyhow::Error::new(error).context("this program cannot start itself anew"), 1);
     }
     let done = match cli.command {
-        Command::Serve(args) => serve::run(args.settings),
+        Command::Serve(args) => serve::run(Settings { keys: file.keys, ..args.settings }),
         Command::Predict(args) => predict::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Tune(args) => tune::run(&args, cli.config.as_deref()),
+        Command::Models(args) => models::run(&args),
+        Command::Key(args) => key::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Openapi => openapi::run(),
     };
     match done {

@@ -18,6 +18,7 @@ use facewise::telemetry::{self, Metrics};
 use facewise_core::detection::Selection;
 use facewise_core::task::Task;
 use futures_util::{StreamExt, stream};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 /// Endings of the files that are looked at in a folder.
@@ -25,7 +26,7 @@ const ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Pictures, and folders of pictures
+    /// Pictures, folders of pictures, and patterns like 'photos/**/*.jpg'
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
     /// Form of the answers; csv has a line for each face
@@ -104,19 +105,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
     let runtime = tokio::runtime::Runtime::new().context("the async runtime cannot be started")?;
     let mut failed = 0;
+    // Where standard error is no terminal, it is not there.
+    let bar = if total > 1 { ProgressBar::new(total as u64) } else { ProgressBar::hidden() }
+        .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {per_sec}, {eta} left")?);
     let mut writer = Writer::new(args.format, args.landmarks, model.tasks().clone(), io::stdout().lock())?;
     runtime.block_on(async {
         while let Some((path, answer)) = answers.next().await {
-            match answer {
-                Ok(analysis) => writer.write(&path, &analysis).context("standard output cannot be written")?,
+            bar.inc(1);
+            bar.suspend(|| match answer {
+                Ok(analysis) => writer.write(&path, &analysis).context("standard output cannot be written"),
                 Err(error) => {
                     failed += 1;
                     eprintln!("facewise: '{}': {error:#}", path.display());
+                    Ok(())
                 }
-            }
+            })?;
         }
         anyhow::Ok(())
     })?;
+    bar.finish_and_clear();
     writer.finish().context("standard output cannot be written")?;
     if failed > 0 {
         bail!("{failed} of {total} got no answer");
@@ -150,12 +157,17 @@ async fn answer(
     Ok(pipeline.analyse(bytes.into(), whereabouts, model, model.tasks()).await?)
 }
 
-/// The files that the paths stand for: a file itself, whatever its ending, and the pictures of a folder and of the folders
-/// in it, by name. A path that stands for none comes back with the reason.
+/// The files that the paths stand for: a file itself, whatever its ending, the pictures of a folder and of the folders in it, by
+/// name, and where there is neither, what a pattern fits. A path that stands for none comes back with the reason.
 fn pictures(paths: &[PathBuf]) -> Vec<(PathBuf, anyhow::Result<()>)> {
     let mut pictures = Vec::new();
     for path in paths {
-        if path.is_dir() {
+        if let Some(pattern) = path.to_str().filter(|word| !path.exists() && word.contains(['*', '?', '['])) {
+            match fitting(pattern) {
+                Ok(found) => pictures.extend(found.into_iter().map(|path| (path, Ok(())))),
+                Err(error) => pictures.push((path.clone(), Err(error))),
+            }
+        } else if path.is_dir() {
             let mut found = Vec::new();
             match search(path, &mut found) {
                 Ok(()) if found.is_empty() => {
@@ -169,6 +181,17 @@ fn pictures(paths: &[PathBuf]) -> Vec<(PathBuf, anyhow::Result<()>)> {
         }
     }
     pictures
+}
+
+/// The files that a pattern fits, by name.
+fn fitting(pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let paths = glob::glob(pattern).context("this is no file, and no pattern either")?;
+    let mut found = paths.collect::<Result<Vec<PathBuf>, _>>()?;
+    found.retain(|path| path.is_file());
+    if found.is_empty() {
+        bail!("no file fits this pattern");
+    }
+    Ok(found)
 }
 
 fn search(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
