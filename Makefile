@@ -11,12 +11,15 @@ BENCH_PYTHON ?= $(BENCH_VENV)/bin/python
 BENCH_TORCH := 2.11.0
 BENCH_VENV := .venv-bench
 BENCH_PACK ?= runs/packs/bench
+# What the server is tested with by programs that others wrote.
+CONFORMANCE_VENV := .venv-conformance
 # What servers are measured with: the Python servers that they are compared with, and where networks and pictures go.
 BENCH_SERVING_VENV := .venv-bench-serving
 BENCH_SERVING_DATA := runs/bench
 BENCH_SERVING := $(BENCH_SERVING_VENV)/bin/python -B
-# The programs that are measured.
+# The programs that are measured, and where those lie that are not.
 BUILT := $(or $(CARGO_TARGET_DIR),target)/release
+BUILT_DEBUG := $(or $(CARGO_TARGET_DIR),target)/debug
 
 venv = $(PYTHON) -m venv --clear $(1) || { echo "facewise: $(PYTHON) could not make a virtual environment." \
 		"Install venv (on Debian and Ubuntu: sudo apt install python3-venv) and run this again." >&2; exit 1; }
@@ -24,7 +27,7 @@ venv = $(PYTHON) -m venv --clear $(1) || { echo "facewise: $(PYTHON) could not m
 TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training --
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-cuda test lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
+.PHONY: help serve serve-cuda test conformance conformance-contract lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
 	export-detector bench bench-latency bench-overload bench-serving bench-training clean
 .PHONY: cargo python c++ nvidia wrk
 
@@ -48,6 +51,18 @@ test: lint onnxruntime ## formatting, lints and all tests; fetches ONNX Runtime 
 	$(CARGO) test --locked --workspace --doc
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test --all-targets; fi; \
 		echo $(CARGO) $$@ --locked --workspace; $(CARGO) $$@ --locked --workspace
+
+conformance: conformance-contract ## the server as programs see it that others wrote; fetches these from PyPI
+
+conformance-contract: cargo onnxruntime $(CONFORMANCE_VENV)/schemathesis
+	$(CARGO) build --locked --package facewise --bin facewise
+	@$(CONFORMANCE_VENV)/bin/python -B tests/clients/conformance.py --facewise $(BUILT_DEBUG)/facewise \
+		--schemathesis $(CONFORMANCE_VENV)/bin/schemathesis $(ARGS)
+
+$(CONFORMANCE_VENV)/schemathesis: tests/clients/requirements.txt | python
+	@[ -x $(CONFORMANCE_VENV)/bin/python ] || $(call venv,$(CONFORMANCE_VENV))
+	$(CONFORMANCE_VENV)/bin/python -m pip install --quiet --no-cache-dir --requirement tests/clients/requirements.txt
+	@touch $@
 
 lint: cargo c++ libtorch ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
