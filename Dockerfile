@@ -23,11 +23,11 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 # ONNX Runtime as the Makefile fetches it: pinned, and its SHA-256 compared.
 FROM ${PYTHON_IMAGE} AS runtime-cpu
 COPY scripts/fetch.py /fetch/scripts/fetch.py
-RUN python3 -B /fetch/scripts/fetch.py onnxruntime
+RUN python3 -B /fetch/scripts/fetch.py onnxruntime && rm /fetch/.onnxruntime/*.lock
 
 FROM ${PYTHON_IMAGE} AS runtime-cuda
 COPY scripts/fetch.py /fetch/scripts/fetch.py
-RUN python3 -B /fetch/scripts/fetch.py onnxruntime-cuda cuda
+RUN python3 -B /fetch/scripts/fetch.py onnxruntime-cuda cuda && rm /fetch/.onnxruntime/*.lock
 
 FROM ${DEBIAN_IMAGE} AS base
 COPY --from=build /out/facewise /opt/facewise/bin/facewise

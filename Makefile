@@ -21,6 +21,9 @@ BENCH_SERVING := $(BENCH_SERVING_VENV)/bin/python -B
 BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 BUILT_DEBUG := $(or $(CARGO_TARGET_DIR),target)/debug
 
+# Features that are off by default and tested nevertheless.
+TESTED := --features facewise/tls
+
 venv = $(PYTHON) -m venv --clear $(1) || { echo "facewise: $(PYTHON) could not make a virtual environment." \
 		"Install venv (on Debian and Ubuntu: sudo apt install python3-venv) and run this again." >&2; exit 1; }
 
@@ -50,7 +53,8 @@ test: lint onnxruntime ## formatting, lints and all tests; fetches ONNX Runtime 
 	$(PYTHON) -B -m unittest discover --start-directory scripts
 	$(CARGO) test --locked --workspace --doc
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test --all-targets; fi; \
-		echo $(CARGO) $$@ --locked --workspace; $(CARGO) $$@ --locked --workspace
+		set -- "$$@" --locked --workspace $(TESTED); \
+		echo $(CARGO) "$$@"; $(CARGO) "$$@"
 
 conformance: conformance-contract ## the server as programs see it that others wrote; fetches these from PyPI
 
@@ -66,7 +70,7 @@ $(CONFORMANCE_VENV)/schemathesis: tests/clients/requirements.txt | python
 
 lint: cargo c++ libtorch ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets $(TESTED) -- -D warnings
 
 fmt: cargo ## formats the code
 	$(CARGO) fmt --all

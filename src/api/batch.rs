@@ -61,7 +61,8 @@ pub(super) struct Pictures<'a> {
 #[schema(as = BatchForm)]
 pub(super) struct Form {
     /// The files, one a part; the parts may also be called `file`.
-    #[schema(value_type = Vec<String>, format = Binary, min_items = 1)]
+    // Without a type: in a form everything is bytes, and how often a part comes is not said by a type either.
+    #[schema(value_type = Value)]
     image: Vec<Vec<u8>>,
 }
 

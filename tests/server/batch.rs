@@ -128,6 +128,25 @@ async fn the_first_line_is_there_before_the_last_picture_has_even_been_sent() {
 }
 
 #[tokio::test]
+async fn a_form_that_stops_coming_is_waited_for_no_longer_than_allowed() {
+    let server = TestServer::start(&[]).await;
+    let head = b"--x\r\ncontent-disposition: form-data; name=\"image\"; filename=\"a.jpg\"\r\n\r\n";
+    // One picture, and the beginning of another that never comes.
+    let begun = [&head[..], &numbered(0), b"\r\n", head, b"abc"].concat();
+    let asked = |accept: &str| {
+        let body = futures_util::stream::iter([Ok::<_, std::io::Error>(begun.clone())]);
+        let body = Body::wrap_stream(body.chain(futures_util::stream::pending()));
+        let request = server.post(BATCH).header("accept", accept).header("x-request-timeout-ms", "1000");
+        request.header("content-type", "multipart/form-data; boundary=x").body(body).send()
+    };
+    let (status, code, _) = problem(asked("application/json").await.unwrap()).await;
+    assert_eq!((status, code.as_str()), (429, "deadline"));
+    let lines = asked("application/x-ndjson").await.unwrap().text().await.unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(verdicts(&lines), [(200, None), (429, Some("deadline"))]);
+}
+
+#[tokio::test]
 async fn one_bad_picture_fails_alone() {
     let server = TestServer::start(&["--max-body", "20kB"]).await;
     let pictures = vec![numbered(0), vec![7; 30_000], Vec::new(), numbered(1)];
