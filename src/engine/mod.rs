@@ -17,3 +17,4 @@ pub use backend::{Backend, BackendError, Signature, TensorSpec};
 pub use detector::Detector;
 pub use model::{EngineError, MismatchError, Model, Network, Options};
 pub use onnx::{OnnxBackend, Runtime, RuntimeError};
+pub use queue::Urgency;

@@ -12,7 +12,7 @@ use image::RgbImage;
 use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError, Signature, TensorSpec};
-use super::queue::{Queue, Refusal};
+use super::queue::{Queue, Refusal, Urgency};
 use super::worker::{Answer, Health, Job, Recipe, Worker};
 use crate::compute::Compute;
 use crate::telemetry::Metrics;
@@ -229,7 +229,7 @@ impl Model {
 
     /// Asks the network about pictures of [`Self::input_size`] pixels a side. They go into the queue together or not at
     /// all; the answers are in their order.
-    pub(super) async fn run(&self, pictures: Vec<RgbImage>) -> Result<Vec<Answer>, EngineError> {
+    pub(super) async fn run(&self, pictures: Vec<RgbImage>, urgency: Urgency) -> Result<Vec<Answer>, EngineError> {
         let queued = Instant::now();
         let (jobs, replies): (Vec<_>, Vec<_>) = pictures
             .into_iter()
@@ -238,7 +238,7 @@ impl Model {
                 (Job { picture, queued, reply }, answer)
             })
             .unzip();
-        self.queue.push(jobs).map_err(|refusal| match refusal {
+        self.queue.push(jobs, urgency).map_err(|refusal| match refusal {
             Refusal::Full => EngineError::Overloaded,
             Refusal::Closed => EngineError::Stopped,
         })?;
