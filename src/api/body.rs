@@ -59,7 +59,7 @@ pub(super) async fn discard(request: Request) {
     }
 }
 
-async fn discard_body(mut body: Body) {
+pub(super) async fn discard_body(mut body: Body) {
     let mut left = DISCARDED_BYTES;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {

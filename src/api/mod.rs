@@ -4,6 +4,7 @@
 mod body;
 mod docs;
 pub mod error;
+mod evaluations;
 mod health;
 mod metrics;
 pub mod middleware;
@@ -33,6 +34,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
                 .routes(routes!(models::reload))
                 .route_layer(from_fn(middleware::local_only)),
         )
+        .merge(evaluations::routes())
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(metrics::metrics))

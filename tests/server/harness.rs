@@ -33,7 +33,18 @@ impl TestServer {
 
     /// Starts a server on a free port with the models of a folder.
     pub(crate) async fn start_with(models: &str, flags: &[&str]) -> Self {
-        let defaults = ["--listen", "127.0.0.1:0", "--models", models, "--workers", "1", "--decode-threads", "2"];
+        let defaults = [
+            "--listen",
+            "127.0.0.1:0",
+            "--models",
+            models,
+            "--workers",
+            "1",
+            "--decode-threads",
+            "2",
+            "--data-dir",
+            "none",
+        ];
         let settings = Settings::from_flags(defaults.iter().chain(flags)).unwrap();
         Self { running: serve(settings).await.unwrap(), client: client(), _models: None }
     }
@@ -72,6 +83,11 @@ impl TestServer {
         let body: Value = response.json().await.unwrap();
         assert_eq!(status, StatusCode::OK, "{body}");
         body
+    }
+
+    /// The status of a deletion.
+    pub(crate) async fn delete(&self, path: &str) -> u16 {
+        self.client.delete(self.url(path)).send().await.unwrap().status().as_u16()
     }
 
     pub(crate) async fn stop(self) -> bool {
@@ -171,6 +187,8 @@ pub(crate) fn program(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // Nothing is left behind in the repository.
+    command.env("FACEWISE_DATA_DIR", "none");
     command
 }
 

@@ -6,6 +6,7 @@ mod cli;
 mod detect;
 mod engine;
 mod evaluate;
+mod evaluations;
 mod group;
 mod harness;
 mod onnx;
