@@ -31,7 +31,7 @@ TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training -
 
 .DEFAULT_GOAL := help
 .PHONY: help serve serve-cuda test conformance conformance-contract lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
-	export-detector bench bench-latency bench-overload bench-serving bench-training clean
+	export-detector reports bench bench-latency bench-overload bench-serving bench-training clean
 .PHONY: cargo python c++ nvidia wrk
 
 help: ## this list
@@ -106,6 +106,17 @@ train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DA
 
 export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/
 	@$(TRAINER) export --data $(FACEWISE_DATA) --weights training/weights/face-attributes-1.safetensors $(ARGS)
+
+# Set, rows, columns that divide them into groups.
+REPORTS := utkface:split=test:race,gender celeba_faces:split=test:Young,Eyeglasses smiles:split=test: fer2013:usage=PublicTest:
+
+reports: cargo onnxruntime ## scores models/ on the public test sets in FACEWISE_DATA, into models/face-attributes/1/evaluation/
+	@mkdir -p models/face-attributes/1/evaluation
+	@for report in $(REPORTS); do \
+		set=$${report%%:*}; rest=$${report#*:}; filter=$${rest%%:*}; groups=$${rest#*:}; \
+		out=models/face-attributes/1/evaluation/$$set; \
+		$(CARGO) run --release --locked --quiet --package facewise -- evaluate $(FACEWISE_DATA)/$$set --where $$filter \
+			$${groups:+--group-by $$groups} --report $$out.html --json $$out.json $(ARGS) || exit 1; done
 
 bench: bench-latency bench-serving ## facewise beside the raw limit and Python servers (35 minutes); writes bench/RESULTS.md
 	@$(BENCH_SERVING) bench/compare.py --facewise $(BUILT)/facewise --limit $(BUILT)/examples/limit \

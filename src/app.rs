@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use crate::access::Access;
 use crate::config::Settings;
+use crate::jobs::Evaluations;
 use crate::line::Line;
 use crate::pipeline::Pipeline;
 use crate::repository::Repository;
@@ -28,16 +29,25 @@ pub struct App {
     pub admission: Arc<Semaphore>,
     /// The line in which they wait for their turn.
     pub line: Line,
+    /// The evaluations of labelled sets, or why there are none.
+    pub evaluations: Result<Arc<Evaluations>, String>,
     stopping: AtomicBool,
 }
 
 impl App {
     /// Puts the parts together.
-    pub fn new(settings: Settings, metrics: Arc<Metrics>, repository: Repository, pipeline: Pipeline) -> Self {
+    pub fn new(
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        repository: Repository,
+        pipeline: Pipeline,
+        evaluations: Result<Arc<Evaluations>, String>,
+    ) -> Self {
         let access = Arc::new(Access::new(&settings.keys));
         let admission = Arc::new(Semaphore::new(settings.http.max_requests));
         let line = Line::new(settings.in_progress());
-        Self { settings, metrics, repository, pipeline, access, admission, line, stopping: AtomicBool::new(false) }
+        let stopping = AtomicBool::new(false);
+        Self { settings, metrics, repository, pipeline, access, admission, line, evaluations, stopping }
     }
 
     /// Whether new requests are welcome: the models can answer, and the server is not being stopped.
@@ -48,6 +58,9 @@ impl App {
     /// Tells whoever asks for readiness to send nothing more, and every client to close its connection.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+        if let Ok(evaluations) = &self.evaluations {
+            evaluations.stop();
+        }
     }
 
     /// Whether the server is being stopped.

@@ -12,27 +12,32 @@ pub enum Priority {
     Picture,
     /// Runs of networks: whole batches of what waits.
     Network,
+    /// Work on pictures that nobody waits for.
+    Background,
 }
+
+/// How many there are.
+const PRIORITIES: usize = 3;
 
 /// The cores that may compute at a time.
 pub struct Compute {
     state: Mutex<State>,
     /// One for each priority.
-    freed: [Condvar; 2],
+    freed: [Condvar; PRIORITIES],
     cores: usize,
 }
 
 struct State {
     free: usize,
     /// How many wait, for each priority.
-    waiting: [usize; 2],
+    waiting: [usize; PRIORITIES],
 }
 
 impl Compute {
     /// A bound of `cores`.
     pub fn new(cores: usize) -> Self {
         let cores = cores.max(1);
-        Self { state: Mutex::new(State { free: cores, waiting: [0; 2] }), freed: Default::default(), cores }
+        Self { state: Mutex::new(State { free: cores, waiting: [0; PRIORITIES] }), freed: Default::default(), cores }
     }
 
     /// Runs `work`, which computes on this many threads, when so many cores are free: all of them where it asks for more, and at
@@ -133,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_go_before_networks() {
+    fn pictures_go_before_networks_and_both_before_what_nobody_waits_for() {
         let compute = Compute::new(1);
         let (order, turns) = mpsc::channel();
         let waiting = |class: usize| {
@@ -155,14 +160,17 @@ mod tests {
             });
             running.recv().unwrap();
             let say = |name: &'static str, order: mpsc::Sender<&'static str>| move || order.send(name).unwrap();
-            let (picture, network) = (say("picture", order.clone()), say("network", order));
+            let (picture, network) = (say("picture", order.clone()), say("network", order.clone()));
+            let background = say("background", order);
+            scope.spawn(move || compute.run(Priority::Background, 1, background));
+            waiting(Priority::Background as usize);
             scope.spawn(move || compute.run(Priority::Network, 1, network));
             waiting(Priority::Network as usize);
             scope.spawn(move || compute.run(Priority::Picture, 1, picture));
             waiting(Priority::Picture as usize);
             release.send(()).unwrap();
         });
-        assert_eq!(turns.iter().collect::<Vec<_>>(), ["picture", "network"]);
+        assert_eq!(turns.iter().collect::<Vec<_>>(), ["picture", "network", "background"]);
     }
 
     #[test]

@@ -22,6 +22,12 @@ use crate::tasks::Tasks;
 /// The file that is read when it lies in the current folder and no other is named.
 pub const FILE: &str = "facewise.toml";
 
+/// The folder of evaluations where none is named.
+const DATA_DIR: &str = "facewise-data";
+
+/// The word that stands for no evaluations.
+const NO_DATA_DIR: &str = "none";
+
 /// Everything that `facewise serve` can be told.
 #[derive(Clone, Debug, Args)]
 pub struct Settings {
@@ -31,6 +37,9 @@ pub struct Settings {
     /// How the server meets its clients.
     #[command(flatten)]
     pub http: Http,
+    /// What labelled sets may be sent, and where they lie.
+    #[command(flatten)]
+    pub evaluations: Evaluations,
     /// What is written to the log.
     #[command(flatten)]
     pub log: Log,
@@ -275,6 +284,37 @@ fn origin(word: &str) -> Result<HeaderValue, String> {
     word.parse().map_err(|_| wrong())
 }
 
+/// What labelled sets may be sent to be scored, and where they lie meanwhile.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Evaluations")]
+pub struct Evaluations {
+    /// Folder for the evaluations of labelled sets, of one server at a time, or none for no evaluations over HTTP
+    /// [default: facewise-data]
+    #[arg(long, value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+    /// Largest labelled set that may be sent
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    pub max_dataset: ByteSize,
+    /// Largest that its zip may be unpacked
+    #[arg(long, value_name = "SIZE", default_value = "16GiB")]
+    pub max_dataset_unpacked: ByteSize,
+    /// Most rows of a labelled set
+    #[arg(long, value_name = "ROWS", value_parser = at_least_one, default_value = "200000")]
+    pub max_dataset_rows: usize,
+    /// Largest picture of a labelled set
+    #[arg(long, value_name = "SIZE", default_value = "25MB")]
+    pub max_dataset_picture: ByteSize,
+    /// Longest time for a labelled set to arrive and be checked
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub dataset_timeout: humantime::Duration,
+    /// Most evaluations that wait for their turn; more are answered 429
+    #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "16")]
+    pub max_evaluations: usize,
+    /// How long the report of an evaluation is kept
+    #[arg(long, value_name = "TIME", default_value = "30days")]
+    pub evaluations_retention: humantime::Duration,
+}
+
 /// What is written to the log.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Log")]
@@ -386,6 +426,17 @@ impl Http {
     /// Largest body in bytes.
     pub fn max_body(&self) -> usize {
         usize::try_from(self.max_body.as_u64()).unwrap_or(usize::MAX)
+    }
+}
+
+impl Evaluations {
+    /// The folder, unless they are switched off.
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.data_dir {
+            None => Some(Path::new(DATA_DIR)),
+            Some(none) if none.as_os_str() == NO_DATA_DIR => None,
+            Some(folder) => Some(folder),
+        }
     }
 }
 

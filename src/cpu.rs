@@ -11,6 +11,7 @@ use crate::compute::{Compute, Priority};
 pub struct Cpu {
     pool: rayon::ThreadPool,
     compute: Arc<Compute>,
+    priority: Priority,
 }
 
 /// A piece of work panicked. What it said is in the log.
@@ -24,11 +25,28 @@ impl Cpu {
     /// # Errors
     /// When the system gives no more threads.
     pub fn new(threads: usize, compute: Arc<Compute>) -> Result<Self, rayon::ThreadPoolBuildError> {
+        Self::with(threads, compute, Priority::Picture, "picture")
+    }
+
+    /// Starts threads for what nobody waits for: they compute when nobody else wants to.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub fn in_background(threads: usize, compute: Arc<Compute>) -> Result<Self, rayon::ThreadPoolBuildError> {
+        Self::with(threads, compute, Priority::Background, "background")
+    }
+
+    fn with(
+        threads: usize,
+        compute: Arc<Compute>,
+        priority: Priority,
+        name: &'static str,
+    ) -> Result<Self, rayon::ThreadPoolBuildError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(|index| format!("picture-{index}"))
+            .thread_name(move |index| format!("{name}-{index}"))
             .build()?;
-        Ok(Self { pool, compute })
+        Ok(Self { pool, compute, priority })
     }
 
     /// Runs `work` on a thread of the pool. Work whose caller has gone by its turn is skipped.
@@ -41,9 +59,9 @@ impl Cpu {
         F: FnOnce() -> T + Send + 'static,
     {
         let (done, result) = oneshot::channel();
-        let compute = Arc::clone(&self.compute);
+        let (compute, priority) = (Arc::clone(&self.compute), self.priority);
         self.pool.spawn_fifo(move || {
-            compute.run(Priority::Picture, 1, || {
+            compute.run(priority, 1, || {
                 if done.is_closed() {
                     return;
                 }

@@ -12,6 +12,7 @@ pub mod config;
 pub mod cpu;
 pub mod engine;
 pub mod evaluate;
+pub mod jobs;
 pub mod line;
 pub mod pipeline;
 pub mod process;

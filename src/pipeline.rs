@@ -16,7 +16,7 @@ use tracing::{Instrument as _, debug_span, field};
 use crate::compute::Compute;
 use crate::config;
 use crate::cpu::{Cpu, Panicked};
-use crate::engine::{AttributeModel, Attributes, Detector, EngineError};
+use crate::engine::{AttributeModel, Attributes, Detector, EngineError, Urgency};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
@@ -237,6 +237,7 @@ pub struct Pipeline {
     /// One permit for each pixel that may be held decoded.
     pixels: Arc<Semaphore>,
     metrics: Arc<Metrics>,
+    urgency: Urgency,
 }
 
 impl Pipeline {
@@ -249,12 +250,40 @@ impl Pipeline {
         metrics: Arc<Metrics>,
         compute: Arc<Compute>,
     ) -> Result<Self, rayon::ThreadPoolBuildError> {
-        Ok(Self {
-            cpu: Cpu::new(settings.decode_thread_count(), compute)?,
-            limits: Limits { max_pixels: u64::from(settings.max_megapixels) * 1_000_000 },
-            pixels: Arc::new(Semaphore::new(settings.max_megapixels_held as usize * 1_000_000)),
-            metrics,
-        })
+        let cpu = Cpu::new(settings.decode_thread_count(), compute)?;
+        Ok(Self::with(settings, cpu, settings.max_megapixels_held, metrics, Urgency::Now))
+    }
+
+    /// The same way for pictures that nobody waits for: on threads of its own, which compute when nobody else wants to, through lanes
+    /// of their own in front of the networks, and with a bound of its own on decoded pixels, that of one picture. They are not counted
+    /// among the pictures, faces and answers of the server.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub fn in_background(
+        settings: &config::Inference,
+        compute: Arc<Compute>,
+    ) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let cpu = Cpu::in_background(settings.decode_thread_count(), compute)?;
+        let metrics = Arc::new(Metrics::new());
+        Ok(Self::with(settings, cpu, settings.max_megapixels, metrics, Urgency::Whenever))
+    }
+
+    fn with(
+        settings: &config::Inference,
+        cpu: Cpu,
+        megapixels_held: u32,
+        metrics: Arc<Metrics>,
+        urgency: Urgency,
+    ) -> Self {
+        let limits = Limits { max_pixels: u64::from(settings.max_megapixels) * 1_000_000 };
+        let pixels = Arc::new(Semaphore::new(megapixels_held as usize * 1_000_000));
+        Self { cpu, limits, pixels, metrics, urgency }
+    }
+
+    /// What a picture may be.
+    pub const fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The threads for work on pictures.
@@ -278,7 +307,7 @@ impl Pipeline {
         let recipe = Recipe { template: *model.template(), size: model.model().input_size() };
         let Cut { width, height, places, crops, decode, detect, align } = self.cut(bytes, whereabouts, recipe).await?;
         let span = debug_span!("attributes", faces = crops.len(), queue_ms = field::Empty, inference_ms = field::Empty);
-        let answers = model.infer(crops).instrument(span.clone()).await?;
+        let answers = model.infer_as(self.urgency, crops).instrument(span.clone()).await?;
 
         let mut timings = Timings { decode, detect, align, ..Timings::default() };
         if let Some(last) = answers.iter().max_by_key(|answer| answer.queue + answer.inference) {
@@ -359,7 +388,7 @@ impl Pipeline {
         let (input_size, limits) = (detector.model().input_size(), self.limits);
         let shown = self.decoded(bytes.clone(), Some(input_size), move |picture| (picture.whole(input_size), picture));
         let (square, mut picture) = shown.instrument(debug_span!("decode")).await?;
-        let tensors = detector.look(square).instrument(debug_span!("detect")).await?;
+        let tensors = detector.look_as(self.urgency, square).instrument(debug_span!("detect")).await?;
         let work = move || {
             let Info { width, height, .. } = picture.info;
             let around = Similarity::around(width, height);

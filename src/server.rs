@@ -21,6 +21,7 @@ use crate::app::App;
 use crate::compute::Compute;
 use crate::config::{ConfigError, Settings};
 use crate::engine::{Runtime, RuntimeError};
+use crate::jobs::{self, Evaluations, JobsError};
 use crate::pipeline::Pipeline;
 use crate::repository::{NO_DETECTOR, Repository, RepositoryError, Scope, Snapshot};
 use crate::telemetry::Metrics;
@@ -81,6 +82,12 @@ pub enum StartError {
     /// The system gives no more threads.
     #[error("the threads for pictures cannot be started: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+    /// The folder of evaluations that is asked for cannot be used.
+    #[error(transparent)]
+    Evaluations(#[from] JobsError),
+    /// The system gives no thread for evaluations.
+    #[error("evaluations cannot be started: {0}")]
+    Runner(io::Error),
     /// The system gives no thread to look at the folder of models.
     #[error("the models folder cannot be watched: {0}")]
     Watch(io::Error),
@@ -115,8 +122,9 @@ pub async fn serve(settings: Settings) -> Result<Running, StartError> {
             (Some(listener), Some(address))
         }
     };
-    let app = tokio::task::spawn_blocking(move || load(settings)).await??;
+    let (app, background) = tokio::task::spawn_blocking(move || load(settings)).await??;
     let app = Arc::new(app);
+    jobs::start(&app, background).map_err(StartError::Runner)?;
     if let Some(interval) = app.settings.http.models_poll {
         watch_models(&app, interval)?;
     }
@@ -153,7 +161,8 @@ fn watch_models(app: &Arc<App>, interval: Duration) -> Result<(), StartError> {
     std::thread::Builder::new().name("models-poll".into()).spawn(watch).map(drop).map_err(StartError::Watch)
 }
 
-fn load(settings: Settings) -> Result<App, StartError> {
+/// The server's state, and the way of pictures that nobody waits for.
+fn load(settings: Settings) -> Result<(App, Pipeline), StartError> {
     let metrics = Arc::new(Metrics::new());
     let runtime = Runtime::load(settings.inference.onnxruntime.as_deref())?.on(&settings.inference.device)?;
     let compute = Arc::new(Compute::default());
@@ -161,8 +170,27 @@ fn load(settings: Settings) -> Result<App, StartError> {
     if repository.models().detector().is_none() && settings.inference.detector.as_deref() != Some(NO_DETECTOR) {
         tracing::warn!("there is no detector (--detector): every picture is taken as the crop of one face");
     }
-    let pipeline = Pipeline::new(&settings.inference, Arc::clone(&metrics), compute)?;
-    Ok(App::new(settings, metrics, repository, pipeline))
+    let pipeline = Pipeline::new(&settings.inference, Arc::clone(&metrics), Arc::clone(&compute))?;
+    let background = Pipeline::in_background(&settings.inference, compute)?;
+    let evaluations = evaluations(&settings, &metrics)?;
+    Ok((App::new(settings, metrics, repository, pipeline, evaluations), background))
+}
+
+/// The evaluations, or why there are none. A folder that was named must be usable; where none was named, predictions are worth
+/// starting for.
+fn evaluations(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Result<Arc<Evaluations>, String>, JobsError> {
+    let settings = &settings.evaluations;
+    let Some(folder) = settings.folder() else {
+        return Ok(Err("evaluations are switched off here (--data-dir none)".into()));
+    };
+    match Evaluations::open(folder, settings, metrics) {
+        Ok(evaluations) => Ok(Ok(Arc::new(evaluations))),
+        Err(error) if settings.data_dir.is_some() => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "there are no evaluations");
+            Ok(Err("there are no evaluations here: the server's log says why (--data-dir)".into()))
+        }
+    }
 }
 
 impl Running {

@@ -130,6 +130,8 @@ metrics! {
         predictions: IntCounterVec = "predictions_total" ["task", "label"] &[],
         /// Ages answered, in years.
         predicted_age: Histogram = "predicted_age_years" [] YEARS,
+        /// Evaluations of labelled sets that are kept, by status.
+        evaluations: IntGaugeVec = "evaluations" ["status"] &[],
         /// Attempts to load a model that failed, by model.
         model_load_failures: IntCounterVec = "model_load_failures_total" ["model"] &[],
         /// Models being served, with the SHA-256 of their files; the value is always 1.

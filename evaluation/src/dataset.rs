@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use facewise_core::task::Task;
 
-use crate::archive::{Archive, ArchiveError};
+use crate::archive::{Archive, ArchiveError, Limits};
 use crate::filter::Filter;
 use crate::manifest::{self, Manifest, Row};
 
@@ -26,11 +26,28 @@ pub struct Options {
     pub max_picture_bytes: u64,
     /// Most bytes of an `images.zip` that has to be unpacked because it was compressed into another zip.
     pub max_archive_bytes: u64,
+    /// Most entries of a zip.
+    pub max_entries: usize,
+    /// Most bytes of all entries of a zip together, unpacked.
+    pub max_unpacked_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { require_labels: true, max_rows: 200_000, max_picture_bytes: 25_000_000, max_archive_bytes: 2 << 30 }
+        Self {
+            require_labels: true,
+            max_rows: 200_000,
+            max_picture_bytes: 25_000_000,
+            max_archive_bytes: 2 << 30,
+            max_entries: 400_000,
+            max_unpacked_bytes: 64 << 30,
+        }
+    }
+}
+
+impl Options {
+    const fn limits(&self) -> Limits {
+        Limits { max_entries: self.max_entries, max_unpacked_bytes: self.max_unpacked_bytes }
     }
 }
 
@@ -45,8 +62,8 @@ pub enum DatasetError {
         /// The reason.
         source: io::Error,
     },
-    /// A file that is no readable zip.
-    #[error("{name} is not a readable zip: {source}")]
+    /// A zip that cannot be read, or is not read.
+    #[error("the zip {name} is refused: {source}")]
     Archive {
         /// File or entry.
         name: String,
@@ -138,6 +155,20 @@ pub enum DatasetError {
         /// The columns there are.
         known: Vec<String>,
     },
+    /// A grouping by a column with more different values than allowed.
+    #[error("the column '{column}' has more than {limit} different values among these rows: group by another")]
+    TooManyGroups {
+        /// The column.
+        column: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// Groupings by more columns than allowed.
+    #[error("groups can be made by {limit} columns at most")]
+    TooManyGroupings {
+        /// The limit.
+        limit: usize,
+    },
 }
 
 /// Why the bytes of one picture cannot be had.
@@ -208,17 +239,31 @@ impl Dataset {
     /// Every [`DatasetError`] but [`DatasetError::UnknownColumn`].
     pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Self, DatasetError> {
         let path = path.as_ref();
+        Self::open_at(path, &path.display().to_string(), options)
+    }
+
+    /// Opens and validates a set that is called `name`, also where it is said what is wrong with it: whoever sent it need not know
+    /// where it lies.
+    ///
+    /// # Errors
+    /// Every [`DatasetError`] but [`DatasetError::UnknownColumn`].
+    pub fn open_named(path: impl AsRef<Path>, name: &str, options: Options) -> Result<Self, DatasetError> {
+        Self::open_at(path.as_ref(), name, options).map(|dataset| Self { name: name.to_owned(), ..dataset })
+    }
+
+    /// `place` stands for the path in errors.
+    fn open_at(path: &Path, place: &str, options: Options) -> Result<Self, DatasetError> {
         let cannot_open = |source| DatasetError::Open { path: path.to_owned(), source };
         let resolved = path.canonicalize().map_err(cannot_open)?;
         let label =
             |part: Option<&std::ffi::OsStr>| part.map_or_else(String::new, |p| p.to_string_lossy().into_owned());
 
         let (name, text, pictures) = if resolved.is_dir() {
-            let (text, pictures) = open_folder(&resolved)?;
+            let (text, pictures) = open_folder(&resolved, place, options)?;
             (label(resolved.file_name()), text, pictures)
         } else {
             let file = File::open(&resolved).map_err(cannot_open)?;
-            let (text, pictures) = open_zip(file, &path.display().to_string(), options)?;
+            let (text, pictures) = open_zip(file, &resolved, place, options)?;
             (label(resolved.file_stem()), text, pictures)
         };
         let manifest = manifest::read(&text, options.require_labels, options.max_rows)?;
@@ -300,10 +345,10 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
-fn open_folder(folder: &Path) -> Result<(Vec<u8>, Pictures), DatasetError> {
+fn open_folder(folder: &Path, place: &str, options: Options) -> Result<(Vec<u8>, Pictures), DatasetError> {
     let path = folder.join(MANIFEST);
     if !path.is_file() {
-        return Err(DatasetError::NoManifest { name: folder.display().to_string() });
+        return Err(DatasetError::NoManifest { name: place.to_owned() });
     }
     let text = read_file(&path, MAX_MANIFEST_BYTES).map_err(|error| match error {
         ReadError::File(source) => DatasetError::Open { path, source },
@@ -314,14 +359,14 @@ fn open_folder(folder: &Path) -> Result<(Vec<u8>, Pictures), DatasetError> {
         return Ok((text, Pictures::Folder(folder.to_owned())));
     }
     let file = File::open(&zip).map_err(|source| DatasetError::Open { path: zip.clone(), source })?;
-    let archive =
-        Archive::open(file).map_err(|source| DatasetError::Archive { name: zip.display().to_string(), source })?;
+    let broken = |source| DatasetError::Archive { name: format!("{place}/{PICTURES}"), source };
+    let archive = Archive::open(file, options.limits()).map_err(broken)?;
     Ok((text, Pictures::Zip { archive, prefix: String::new() }))
 }
 
-fn open_zip(file: File, name: &str, options: Options) -> Result<(Vec<u8>, Pictures), DatasetError> {
+fn open_zip(file: File, path: &Path, name: &str, options: Options) -> Result<(Vec<u8>, Pictures), DatasetError> {
     let broken = |name: &str, source| DatasetError::Archive { name: name.to_owned(), source };
-    let archive = Archive::open(file).map_err(|source| broken(name, source))?;
+    let archive = Archive::open(file, options.limits()).map_err(|source| broken(name, source))?;
     let prefix = top_folder(&archive).ok_or_else(|| DatasetError::NoManifest { name: name.to_owned() })?;
 
     let text = archive.read(&format!("{prefix}{MANIFEST}"), MAX_MANIFEST_BYTES).map_err(|error| match error {
@@ -332,7 +377,10 @@ fn open_zip(file: File, name: &str, options: Options) -> Result<(Vec<u8>, Pictur
     if !archive.contains(&nested) {
         return Ok((text, Pictures::Zip { archive, prefix }));
     }
-    let archive = archive.nested(&nested, options.max_archive_bytes).map_err(|source| broken(&nested, source))?;
+    let beside = path.parent().unwrap_or(path);
+    let archive = archive
+        .nested(&nested, beside, options.max_archive_bytes, options.limits())
+        .map_err(|source| broken(&nested, source))?;
     Ok((text, Pictures::Zip { archive, prefix: String::new() }))
 }
 

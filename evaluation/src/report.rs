@@ -1,8 +1,12 @@
 //! The report of an evaluation, under the names of the HTTP contract.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::groups::GroupedMetrics;
 use crate::metrics::TaskMetrics;
+use crate::worst::WorstErrors;
 
 /// What was measured, on what, with which model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +21,12 @@ pub struct Report {
     pub created: String,
     /// The figures.
     pub tasks: TaskMetrics,
+    /// The figures of groups, by the column that makes them.
+    #[serde(default)]
+    pub groups: BTreeMap<String, GroupedMetrics>,
+    /// The rows that were answered worst.
+    #[serde(default, skip_serializing_if = "WorstErrors::is_empty")]
+    pub worst: WorstErrors,
     /// The speed.
     pub throughput: Throughput,
 }
@@ -44,6 +54,9 @@ pub struct DatasetSummary {
     /// The filter that chose them, where there was one.
     #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// Only the first so many of those, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
     /// Rows that count nowhere because their picture is unreadable.
     pub skipped: Vec<Skipped>,
 }
@@ -86,12 +99,15 @@ mod tests {
                 name: "utkface".into(),
                 rows: 2334,
                 filter: Some("split=test".into()),
+                limit: None,
                 skipped: vec![Skipped { path: "x.jpg".into(), reason: "the picture is empty".into() }],
             },
             model: ModelSummary { name: "face-attributes".into(), version: "1".into(), sha256: "00".into() },
             detect: Geometry::Manifest,
             created: "2026-11-20T10:00:00Z".into(),
             tasks: TaskMetrics::default(),
+            groups: BTreeMap::new(),
+            worst: WorstErrors::default(),
             throughput: Throughput { images_per_second: 310.0 },
         };
         let json = serde_json::to_value(&report).expect("a report is JSON");
@@ -103,7 +119,7 @@ mod tests {
                     "skipped": [{"path": "x.jpg", "reason": "the picture is empty"}],
                 },
                 "model": {"name": "face-attributes", "version": "1", "sha256": "00"},
-                "detect": "manifest", "created": "2026-11-20T10:00:00Z", "tasks": {},
+                "detect": "manifest", "created": "2026-11-20T10:00:00Z", "tasks": {}, "groups": {},
                 "throughput": {"images_per_second": 310.0},
             })
         );

@@ -294,7 +294,111 @@ fn limits_hold() {
     }
     let deflated = &layouts.last().unwrap().1;
     let tiny = Options { max_archive_bytes: 100, ..Options::default() };
-    assert!(matches!(Dataset::open_with(deflated, tiny), Err(DatasetError::Archive { .. })));
+    let error = Dataset::open_with(deflated, tiny).unwrap_err().to_string();
+    assert!(error.contains("larger than 100 bytes"), "{error}");
+}
+
+/// A zip of these entries, in whose bytes every occurrence of the one text becomes the other, of the same length.
+fn edited(entries: &[(&str, &[u8])], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut bytes = zip(entries, CompressionMethod::Deflated);
+    assert_eq!(from.len(), to.len());
+    let places: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(from)).collect();
+    assert!(!places.is_empty(), "there is something to edit");
+    for at in places {
+        bytes[at..at + to.len()].copy_from_slice(to);
+    }
+    bytes
+}
+
+#[test]
+fn zips_of_strangers_are_checked_before_they_are_read() {
+    let text: (&str, &[u8]) = ("manifest.csv", b"path,age\nc.jpg,1\n");
+    let picture: (&str, &[u8]) = ("c.jpg", &[7; 5000]);
+    let other: (&str, &[u8]) = ("d.jpg", &[7; 5000]);
+    let encrypted = {
+        let mut bytes = zip(&[text, picture], CompressionMethod::Stored);
+        let at = (0..bytes.len()).rfind(|at| bytes[*at..].starts_with(b"PK\x01\x02")).unwrap();
+        bytes[at + 8] |= 1;
+        bytes
+    };
+    let zeros = vec![0; 3_000_000];
+    let zeros = zeros.as_slice();
+    let nested = zip(&[picture, ("e.jpg", zeros)], CompressionMethod::Deflated);
+    let evil: (&str, &[u8]) = ("xx/d.jpg", b"1");
+    let (stored, deflated) = (CompressionMethod::Stored, CompressionMethod::Deflated);
+    for (name, bytes, says) in [
+        ("duplicate", edited(&[text, picture, other], b"d.jpg", b"c.jpg"), "two entries named 'c.jpg'"),
+        ("parent", edited(&[text, picture, evil], b"xx/d.jpg", b"../d.jpg"), "'../d.jpg' is not a path within"),
+        ("absolute", edited(&[text, picture, evil], b"xx/d.jpg", b"/tmp/jpg"), "'/tmp/jpg' is not a path within"),
+        ("encrypted", encrypted, "'c.jpg' is encrypted"),
+        ("bomb", zip(&[text, picture, ("b", zeros)], deflated), "unpack to more than 2000000 bytes"),
+        ("nested bomb", zip(&[text, ("images.zip", &nested)], stored), "unpack to more than 2000000 bytes"),
+        ("many", zip(&[text, picture, other, ("e", b""), ("f", b"")], stored), "more than 4 entries"),
+    ] {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("set.zip");
+        write(&path, &bytes);
+        let options = Options { max_entries: 4, max_unpacked_bytes: 2_000_000, ..Options::default() };
+        let error = Dataset::open_with(&path, options).unwrap_err();
+        assert!(matches!(error, DatasetError::Archive { .. }), "{name}: {error}");
+        assert!(error.to_string().contains(says), "{name}: {error}");
+    }
+}
+
+/// What announces less than it holds is damaged, and no more of it is unpacked than announced.
+#[test]
+fn an_entry_that_lies_about_its_size_is_not_believed() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("set.zip");
+    let zeros = vec![0; 1_000_000];
+    let entries: [(&str, &[u8]); 2] = [("manifest.csv", b"path,age\nc.jpg,1\n"), ("c.jpg", &zeros)];
+    write(&path, &edited(&entries, &1_000_000u32.to_le_bytes(), &1000u32.to_le_bytes()));
+    let set = Dataset::open(&path).unwrap();
+    assert!(matches!(set.read(&set.rows()[0]), Err(ReadError::Entry(_))));
+}
+
+/// A directory that claims to hold as many entries as a number can say takes no memory for them.
+#[test]
+fn a_directory_that_lies_about_its_entries_is_refused() {
+    let mut bytes = vec![0; 1000];
+    let begin = bytes.len() as u64;
+    bytes.extend([b"PK\x06\x06".as_slice(), &44u64.to_le_bytes(), &[0; 12]].concat());
+    bytes.extend([u64::MAX, u64::MAX, 40, begin - 40].map(u64::to_le_bytes).concat());
+    bytes.extend([b"PK\x06\x07".as_slice(), &[0; 4], &begin.to_le_bytes(), &1u32.to_le_bytes()].concat());
+    bytes.extend([b"PK\x05\x06".as_slice(), &[0; 4], &[0xFF; 12], &[0; 2]].concat());
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("set.zip");
+    write(&path, &bytes);
+    let error = Dataset::open(&path).unwrap_err().to_string();
+    assert!(error.contains("more than 400000 entries"), "{error}");
+}
+
+/// Names of the time before UTF-8, programs in front of a zip, and the records of zips that are larger than 4 GB.
+#[test]
+fn unusual_zips_are_read() {
+    let picture: (&str, &[u8]) = ("faces/M?ller.jpg", b"bytes");
+    let text: (&str, &[u8]) = ("manifest.csv", "path,age\nfaces/Müller.jpg,1\n".as_bytes());
+    let plain = edited(&[text, picture], b"M?ller", b"M\x81ller");
+    let in_front = [b"#!/bin/sh\n".as_slice(), &plain].concat();
+    let wide = {
+        // The numbers at the end move into records of their own.
+        let (rest, end) = plain.split_at(plain.len() - 22);
+        let number = |at: usize| u64::from(u32::from_le_bytes(end[at..at + 4].try_into().unwrap()));
+        let mut bytes = [rest, b"PK\x06\x06", &44u64.to_le_bytes(), &[0; 12]].concat();
+        bytes.extend([2, 2, number(12), number(16)].map(u64::to_le_bytes).concat());
+        bytes.extend(
+            [b"PK\x06\x07".as_slice(), &[0; 4], &(rest.len() as u64).to_le_bytes(), &1u32.to_le_bytes()].concat(),
+        );
+        bytes.extend([&end[..8], &[0xFF; 12], &end[20..]].concat());
+        bytes
+    };
+    for (name, bytes) in [("old name", plain), ("in front", in_front), ("wide", wide)] {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("set.zip");
+        write(&path, &bytes);
+        let set = Dataset::open(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(set.read(&set.rows()[0]).unwrap(), b"bytes", "{name}");
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@
 use facewise_core::decode::{AgeDistribution, AgePoint, LabelDistribution};
 use facewise_core::task::{AGES, Task};
 use facewise_evaluation::Labels;
-use facewise_evaluation::metrics::{AgeScore, Decade, LabelMetrics, LabelScore, Prediction, Scores};
+use facewise_evaluation::metrics::{
+    AgeMetrics, AgeReading, AgeScore, Decade, LabelMetrics, LabelScore, Prediction, REPLICATES, Scores, Weights,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -32,7 +34,28 @@ fn assert_close(found: &Value, expected: &Value, tolerance: f64) {
             let (found, expected) = (found.as_f64().unwrap(), expected.as_f64().unwrap());
             assert!((found - expected).abs() <= tolerance, "{found} is not {expected}");
         }
+        (Value::Array(found), Value::Array(expected)) => {
+            assert_eq!(found.len(), expected.len());
+            found.iter().zip(expected).for_each(|(found, expected)| assert_close(found, expected, tolerance));
+        }
         _ => assert_eq!(found, expected),
+    }
+}
+
+/// The ends of the intervals of the Poisson bootstrap lie where those of the plain one do: within a quarter of its width, for both
+/// are drawn at random.
+#[track_caller]
+fn assert_intervals(found: &Value, expected: &Value) {
+    let expected = expected.as_object().unwrap();
+    assert!(!expected.is_empty());
+    for (name, interval) in expected {
+        let ends = |value: &Value| [value[0].as_f64().unwrap(), value[1].as_f64().unwrap()];
+        let ([low, high], [expected_low, expected_high]) = (ends(&found[name]), ends(interval));
+        let width = expected_high - expected_low;
+        assert!(width > 0.0 && low < high);
+        for (found, expected) in [(low, expected_low), (high, expected_high)] {
+            assert!((found - expected).abs() < width / 4.0, "{name}: {found} is far from {expected} of {interval}");
+        }
     }
 }
 
@@ -56,8 +79,8 @@ fn gender_by_hand() {
     let names: Vec<_> = found.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(
         names,
-        ["accuracy", "balanced_accuracy", "confusion", "ece", "labels", "log_loss", "macro_f1", "n"],
-        "nothing but what the contract names"
+        ["accuracy", "balanced_accuracy", "confusion", "ece", "labels", "log_loss", "macro_f1", "n", "reliability"],
+        "no intervals where no weights were given"
     );
 }
 
@@ -79,13 +102,15 @@ fn label_figures_are_those_of_scikit_learn() {
         let case = &reference[name];
         let truth: Vec<usize> = serde_json::from_value(case["truth"].clone()).unwrap();
         let probabilities: Vec<Vec<f32>> = serde_json::from_value(case["probabilities"].clone()).unwrap();
-        let mut score = LabelScore::new(task);
-        for (truth, probabilities) in truth.iter().zip(&probabilities) {
-            score.add(*truth, &labels(task, probabilities));
+        let (mut score, mut weights) = (LabelScore::new(task), Weights::new(REPLICATES));
+        for (row, (truth, probabilities)) in truth.iter().zip(&probabilities).enumerate() {
+            score.add_weighted(*truth, &labels(task, probabilities), weights.draw(row as u64));
         }
         let found = score.finish().unwrap();
-        assert_close(&serde_json::to_value(&found).unwrap(), &case["metrics"], 1e-6);
-        let _: LabelMetrics = serde_json::from_value(case["metrics"].clone()).unwrap();
+        let json = serde_json::to_value(&found).unwrap();
+        assert_close(&json, &case["metrics"], 1e-6);
+        assert_intervals(&json["intervals"], &case["intervals"]);
+        assert_eq!(serde_json::from_value::<LabelMetrics>(json).unwrap(), found);
     }
 }
 
@@ -95,11 +120,16 @@ fn age_errors_are_those_of_scikit_learn() {
     let case = &reference["age"];
     let truth: Vec<f32> = serde_json::from_value(case["truth"].clone()).unwrap();
     let predicted: Vec<usize> = serde_json::from_value(case["predicted"].clone()).unwrap();
-    let mut score = AgeScore::default();
-    for (truth, predicted) in truth.iter().zip(predicted) {
-        score.add(*truth, &age(&[(predicted, 1.0)]), AgePoint::Median);
+    let (mut score, mut weights) = (AgeScore::default(), Weights::new(REPLICATES));
+    for (row, (truth, predicted)) in truth.iter().zip(predicted).enumerate() {
+        let reading = AgeReading::of(&age(&[(predicted, 1.0)]), AgePoint::Median);
+        score.add_weighted(*truth, reading, weights.draw(row as u64));
     }
-    assert_close(&serde_json::to_value(score.finish().unwrap()).unwrap(), &case["metrics"], 1e-6);
+    let found = score.finish().unwrap();
+    let json = serde_json::to_value(&found).unwrap();
+    assert_close(&json, &case["metrics"], 1e-6);
+    assert_intervals(&json["intervals"], &case["intervals"]);
+    assert_eq!(serde_json::from_value::<AgeMetrics>(json).unwrap(), found);
 }
 
 #[test]
@@ -108,21 +138,27 @@ fn age_by_hand() {
     // Truth, and a certain prediction: errors 0, +5, −6, +8, −16; groups 25-32 twice, then 38-43 for a true 43,
     // 48-53 for a true 43 (one off), and 60-100 for a true 116.
     for (truth, predicted) in [(30.0, 30), (25.0, 30), (43.0, 37), (43.0, 51), (116.0, 100)] {
-        score.add(truth, &age(&[(predicted, 1.0)]), AgePoint::Median);
+        score.add(truth, AgeReading::of(&age(&[(predicted, 1.0)]), AgePoint::Median));
     }
     let found = serde_json::to_value(score.finish().unwrap()).unwrap();
     let expected = json!({
         "n": 5, "mae": 7.0, "mean_error": -1.8, "cs5": 0.4, "accuracy_8": 0.8, "accuracy_8_one_off": 1.0,
         "interval_coverage": 0.4,
         "mae_by_decade": {
-            "20-29": {"n": 1, "mae": 5.0}, "30-39": {"n": 1, "mae": 0.0}, "40-49": {"n": 2, "mae": 7.0},
-            "110-119": {"n": 1, "mae": 16.0},
+            "20-29": {"n": 1, "mae": 5.0, "mean_error": 5.0}, "30-39": {"n": 1, "mae": 0.0, "mean_error": 0.0},
+            "40-49": {"n": 2, "mae": 7.0, "mean_error": 1.0}, "110-119": {"n": 1, "mae": 16.0, "mean_error": -16.0},
         },
+        "cs": {"1": 0.2, "2": 0.2, "3": 0.2, "4": 0.2, "5": 0.4, "6": 0.6, "7": 0.6, "8": 0.8, "9": 0.8, "10": 0.8},
+        "confusion_8": (0..8).map(|truth| (0..8).map(|group| match (truth, group) {
+            (4, 4) => 2,
+            (5, 5 | 6) | (7, 7) => 1,
+            _ => 0,
+        }).collect::<Vec<_>>()).collect::<Vec<_>>(),
     });
     assert_close(&found, &expected, 1e-9);
     assert_eq!(found.as_object().unwrap().len(), expected.as_object().unwrap().len());
     let written = serde_json::to_string(&score.finish().unwrap().mae_by_decade).unwrap();
-    let order: Vec<_> = written.split('"').filter(|part| part.contains('-')).collect();
+    let order: Vec<_> = written.split('"').filter(|part| part.contains('-') && !part.starts_with(':')).collect();
     assert_eq!(order, ["20-29", "30-39", "40-49", "110-119"], "the decades come in order");
 }
 
@@ -131,7 +167,7 @@ fn the_years_are_read_as_the_model_says() {
     let posterior = age(&[(20, 0.6), (60, 0.4)]);
     for (point, error) in [(AgePoint::Mode, 0.0), (AgePoint::Mean, 16.0)] {
         let mut score = AgeScore::default();
-        score.add(20.0, &posterior, point);
+        score.add(20.0, AgeReading::of(&posterior, point));
         assert!((score.finish().unwrap().mae - error).abs() < 1e-5);
     }
 }
@@ -142,7 +178,7 @@ fn the_interval_holds_its_ends() {
     assert_eq!(posterior.interval(), (20, 30));
     for (truth, covered) in [(19.4, 0.0), (19.6, 1.0), (20.0, 1.0), (30.0, 1.0), (30.4, 1.0), (31.0, 0.0)] {
         let mut score = AgeScore::default();
-        score.add(truth, &posterior, AgePoint::Median);
+        score.add(truth, AgeReading::of(&posterior, AgePoint::Median));
         assert!((score.finish().unwrap().interval_coverage - covered).abs() < 1e-9, "{truth} years");
     }
 }
@@ -217,7 +253,7 @@ proptest! {
     fn decades_make_up_the_whole(rows in prop::collection::vec((0f32..117.0, 0usize..101), 1..80)) {
         let mut score = AgeScore::default();
         for (truth, year) in &rows {
-            score.add(*truth, &age(&[(*year, 1.0)]), AgePoint::Median);
+            score.add(*truth, AgeReading::of(&age(&[(*year, 1.0)]), AgePoint::Median));
         }
         let found = score.finish().unwrap();
         let sum: f64 = found.mae_by_decade.values().map(|decade| decade.mae * decade.n as f64).sum();

@@ -18,6 +18,7 @@ use super::error::Problem;
     ),
     tags(
         (name = "predictions", description = "Pictures in, attributes out"),
+        (name = "evaluations", description = "Labelled sets in, reports out"),
         (name = "models", description = "What is being served"),
         (name = "operations", description = "For orchestrators and dashboards")
     ),

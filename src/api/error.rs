@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use facewise_core::picture::PictureError;
+use facewise_evaluation::DatasetError;
 use serde::Serialize;
 use serde_json::json;
 use utoipa::openapi::header::Header;
@@ -15,6 +16,8 @@ use utoipa::{IntoResponses, ToSchema};
 use crate::access::Denied;
 use crate::cpu::Panicked;
 use crate::engine::EngineError;
+use crate::evaluate::EvaluateError;
+use crate::jobs::{JobsError, SpoolError};
 use crate::line::TooLate;
 use crate::pipeline::PipelineError;
 use crate::repository::RepositoryError;
@@ -54,6 +57,8 @@ pub enum Code {
     Internal,
     /// The server cannot answer yet, or not any more.
     NotReady,
+    /// The server's disk is full.
+    InsufficientStorage,
 }
 
 impl Code {
@@ -72,6 +77,7 @@ impl Code {
             Self::Overloaded | Self::RateLimited | Self::Deadline => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            Self::InsufficientStorage => StatusCode::INSUFFICIENT_STORAGE,
         }
     }
 
@@ -92,6 +98,7 @@ impl Code {
             Self::Deadline => "The request waited too long",
             Self::Internal => "Something went wrong inside",
             Self::NotReady => "The server is not ready",
+            Self::InsufficientStorage => "The server's disk is full",
         }
     }
 
@@ -104,6 +111,7 @@ impl Code {
             Self::Timeout => Some("timeout"),
             Self::PayloadTooLarge => Some("payload_too_large"),
             Self::NotReady => Some("not_ready"),
+            Self::InsufficientStorage => Some("insufficient_storage"),
             _ => None,
         }
     }
@@ -230,6 +238,11 @@ impl ApiError {
         Self::new(Code::NotReady, detail)
     }
 
+    /// The server's disk is full.
+    pub fn insufficient_storage() -> Self {
+        Self::new(Code::InsufficientStorage, "the server has no room for this set: try again when there is more")
+    }
+
     /// The error that a framework's bare status stands for.
     pub fn from_status(status: StatusCode) -> Self {
         let code = Code::of(status);
@@ -318,6 +331,26 @@ impl From<Denied<'_>> for ApiError {
             Denied::Missing | Denied::Unknown => Self::unauthorized(denied.to_string()),
             Denied::OutOfScope { .. } => Self::forbidden(denied.to_string()),
             Denied::TooMany { wait, .. } => Self::rate_limited(denied.to_string(), wait),
+        }
+    }
+}
+
+impl From<JobsError> for ApiError {
+    fn from(error: JobsError) -> Self {
+        if error.is_storage_full() { Self::insufficient_storage() } else { Self::internal(&error) }
+    }
+}
+
+impl From<SpoolError> for ApiError {
+    /// What is wrong with a set is told to whoever sent it, but not where it lies.
+    fn from(error: SpoolError) -> Self {
+        match error {
+            error if error.is_storage_full() => Self::insufficient_storage(),
+            error if error.is_too_large() => Self::too_large(error.to_string()),
+            SpoolError::Jobs(error) => error.into(),
+            SpoolError::Set(EvaluateError::Dataset(DatasetError::Open { .. })) => Self::internal(&error),
+            SpoolError::Gone => Self::not_found(error.to_string()),
+            SpoolError::Filter(_) | SpoolError::Set(_) => Self::bad_request(error.to_string()),
         }
     }
 }

@@ -19,8 +19,8 @@ use tracing::field::Empty;
 use ulid::Ulid;
 
 use super::access::X_API_KEY;
-use super::body;
 use super::error::ApiError;
+use super::{body, evaluations};
 use crate::app::App;
 use crate::config::Origins;
 use crate::telemetry;
@@ -179,8 +179,12 @@ async fn shield(request: Request, next: Next) -> Response {
 
 /// Drops a request that takes too long, and with it all its work that waits somewhere.
 async fn time_limit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let most = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
+        Some(evaluations::PATH) if request.method() == Method::POST => app.settings.evaluations.dataset_timeout.into(),
+        _ => app.settings.http.request_timeout(),
+    };
     let limit = match own_limit(request.headers()) {
-        Ok(own) => own.map_or(app.settings.http.request_timeout(), |own| own.min(app.settings.http.request_timeout())),
+        Ok(own) => own.map_or(most, |own| own.min(most)),
         Err(error) => {
             body::discard(request).await;
             return error.into_response();

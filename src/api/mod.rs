@@ -7,6 +7,7 @@ mod body;
 mod docs;
 mod embeddings;
 pub mod error;
+mod evaluations;
 mod form;
 mod health;
 mod metrics;
@@ -40,6 +41,7 @@ fn routes(access: &Arc<Access>) -> OpenApiRouter<Arc<App>> {
         .routes(routes!(models::reload));
     OpenApiRouter::with_openapi(docs::Base::openapi())
         .merge(guarded(predictions, access, Scope::Predict))
+        .merge(guarded(evaluations::routes(), access, Scope::Evaluate))
         .merge(guarded(models, access, None))
         .merge(guarded(administration, access, Scope::Admin))
         .routes(routes!(health::live))

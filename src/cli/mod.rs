@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand. Exit codes: 0 done, 1 failed, 2 misused.
+//! The command line: one file per subcommand. Exit codes: 0 done, 1 failed, 2 misused, 3 a required figure was not reached.
 
 mod evaluate;
 mod health;
@@ -101,6 +101,7 @@ pub(crate) fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<evaluate::Unmet>() => fail(&error, 3),
         Err(error) => fail(&error, 1),
     }
 }

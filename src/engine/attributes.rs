@@ -12,6 +12,7 @@ use super::backend::{Signature, TensorSpec};
 use super::model::{
     EngineError, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, only_input,
 };
+use super::queue::Urgency;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
@@ -93,7 +94,15 @@ impl AttributeModel {
     /// # Errors
     /// When too many wait, the model is being stopped, or a run fails.
     pub async fn infer(&self, crops: Vec<RgbImage>) -> Result<Vec<Inference>, EngineError> {
-        let answers = self.model.run(crops).await?;
+        self.infer_as(Urgency::Now, crops).await
+    }
+
+    /// The same, as urgent as is said.
+    ///
+    /// # Errors
+    /// As [`Self::infer`].
+    pub async fn infer_as(&self, urgency: Urgency, crops: Vec<RgbImage>) -> Result<Vec<Inference>, EngineError> {
+        let answers = self.model.run(crops, urgency).await?;
         answers
             .into_iter()
             .map(|answer| {

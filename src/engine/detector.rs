@@ -8,6 +8,7 @@ use super::backend::{Signature, TensorSpec};
 use super::model::{
     EngineError, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, names, only_input,
 };
+use super::queue::Urgency;
 use crate::telemetry::Metrics;
 
 /// A network that finds faces.
@@ -54,13 +55,21 @@ impl Detector {
     ///
     /// # Errors
     /// When too many wait, the model is being stopped, or the run fails.
-    pub async fn look(&self, mut square: RgbImage) -> Result<Tensors, EngineError> {
+    pub async fn look(&self, square: RgbImage) -> Result<Tensors, EngineError> {
+        self.look_as(Urgency::Now, square).await
+    }
+
+    /// The same, as urgent as is said.
+    ///
+    /// # Errors
+    /// As [`Self::look`].
+    pub async fn look_as(&self, urgency: Urgency, mut square: RgbImage) -> Result<Tensors, EngineError> {
         if self.colour == Colour::Bgr {
             for pixel in square.pixels_mut() {
                 pixel.0.reverse();
             }
         }
-        let answers = self.model.run(vec![square]).await?;
+        let answers = self.model.run(vec![square], urgency).await?;
         Ok(Tensors(answers.into_iter().flat_map(|answer| answer.rows).collect()))
     }
 

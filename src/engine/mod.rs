@@ -19,3 +19,4 @@ pub use detector::Detector;
 pub use embeddings::EmbeddingModel;
 pub use model::{EngineError, MismatchError, Model, Network, Options, Tensor};
 pub use onnx::{OnnxBackend, Runtime, RuntimeError};
+pub use queue::Urgency;

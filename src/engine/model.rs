@@ -14,7 +14,7 @@ use image::RgbImage;
 use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError, Signature, TensorSpec};
-use super::queue::{Queue, Refusal};
+use super::queue::{Queue, Refusal, Urgency};
 use super::worker::{Answer, Health, Item, Job, Recipe, Worker};
 use crate::compute::Compute;
 use crate::telemetry::Metrics;
@@ -265,8 +265,8 @@ impl Model {
 
     /// Asks the network about pictures of [`Self::input_size`] pixels a side. They go into the queue together or not at
     /// all; the answers are in their order.
-    pub(super) async fn run(&self, pictures: Vec<RgbImage>) -> Result<Vec<Answer>, EngineError> {
-        self.ask(pictures.into_iter().map(Item::Picture)).await
+    pub(super) async fn run(&self, pictures: Vec<RgbImage>, urgency: Urgency) -> Result<Vec<Answer>, EngineError> {
+        self.ask(pictures.into_iter().map(Item::Picture), urgency).await
     }
 
     /// Gives the network numbers as they are: rows of [`Self::input`], one after the other; what fills no row is left out. They
@@ -278,7 +278,7 @@ impl Model {
     pub async fn infer(&self, tensor: Vec<f32>) -> Result<Vec<Vec<f32>>, EngineError> {
         let (length, tensor) = (self.input.row_len(), Arc::new(tensor));
         let row = |index: usize| Item::Numbers(Arc::clone(&tensor), index * length..(index + 1) * length);
-        let answers = self.ask((0..tensor.len() / length).map(row)).await?;
+        let answers = self.ask((0..tensor.len() / length).map(row), Urgency::Now).await?;
         let mut outputs: Vec<Vec<f32>> =
             self.outputs.iter().map(|output| Vec::with_capacity(answers.len() * output.row_len())).collect();
         for answer in answers {
@@ -289,7 +289,7 @@ impl Model {
         Ok(outputs)
     }
 
-    async fn ask(&self, items: impl Iterator<Item = Item>) -> Result<Vec<Answer>, EngineError> {
+    async fn ask(&self, items: impl Iterator<Item = Item>, urgency: Urgency) -> Result<Vec<Answer>, EngineError> {
         let queued = Instant::now();
         let (jobs, replies): (Vec<_>, Vec<_>) = items
             .map(|item| {
@@ -297,7 +297,7 @@ impl Model {
                 (Job { item, queued, reply }, answer)
             })
             .unzip();
-        self.queue.push(jobs).map_err(|refusal| match refusal {
+        self.queue.push(jobs, urgency).map_err(|refusal| match refusal {
             Refusal::Full => EngineError::Overloaded,
             Refusal::Closed => EngineError::Stopped,
         })?;

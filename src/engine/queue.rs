@@ -1,9 +1,19 @@
-//! The line in front of a network: bounded, first come first served, shared by the workers.
+//! The line in front of a network: bounded, first come first served, shared by the workers. What nobody waits for has a lane of
+//! its own, from which nothing is taken as long as there is anything in the other.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+
+/// Whether somebody waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody does.
+    Now,
+    /// Nobody does: it is done when nothing else is to be done.
+    Whenever,
+}
 
 /// A bounded queue of items that workers take in batches.
 pub(super) struct Queue<T> {
@@ -14,7 +24,8 @@ pub(super) struct Queue<T> {
 }
 
 struct State<T> {
-    items: VecDeque<T>,
+    /// One lane for each urgency.
+    lanes: [VecDeque<T>; 2],
     /// Workers that wait for the first item in [`Queue::wait`].
     idle: usize,
     /// Items that were taken and are not done.
@@ -42,10 +53,19 @@ impl Patience {
 }
 
 impl<T> State<T> {
-    /// What each of the workers has if all that is here, waiting or being worked on, is shared alike: with batches of one size
-    /// nobody waits for a large one while a small one is done.
-    fn share(&self, workers: usize) -> usize {
-        (self.items.len() + self.running).div_ceil(workers)
+    fn is_empty(&self) -> bool {
+        self.lanes.iter().all(VecDeque::is_empty)
+    }
+
+    /// Items in the lane that the next ones are taken from.
+    fn next(&self) -> usize {
+        self.lanes.iter().map(VecDeque::len).find(|length| *length > 0).unwrap_or_default()
+    }
+
+    /// What each of the workers has if so many that wait, and all that are being worked on, are shared alike: with batches of one
+    /// size nobody waits for a large one while a small one is done.
+    fn share(&self, waiting: usize, workers: usize) -> usize {
+        (waiting + self.running).div_ceil(workers)
     }
 }
 
@@ -59,26 +79,27 @@ pub(super) enum Refusal {
 }
 
 impl<T> Queue<T> {
-    /// An empty queue in which at most `capacity` items wait for so many workers.
+    /// An empty queue in which at most `capacity` items of each urgency wait for so many workers.
     pub(super) fn new(capacity: usize, workers: usize) -> Self {
-        let items = VecDeque::with_capacity(capacity.min(1024));
-        let state = State { items, idle: 0, running: 0, last_push: Instant::now(), closed: false };
+        let lanes = [VecDeque::with_capacity(capacity.min(1024)), VecDeque::new()];
+        let state = State { lanes, idle: 0, running: 0, last_push: Instant::now(), closed: false };
         Self { state: Mutex::new(state), arrived: Condvar::new(), capacity, workers: workers.max(1) }
     }
 
-    /// Puts items at the end, side by side: all of them or none.
+    /// Puts items at the end of their lane, side by side: all of them or none.
     ///
     /// # Errors
-    /// When the queue is closed, or too full for all of them.
-    pub(super) fn push(&self, items: Vec<T>) -> Result<(), Refusal> {
+    /// When the queue is closed, or the lane too full for all of them.
+    pub(super) fn push(&self, items: Vec<T>, urgency: Urgency) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(Refusal::Closed);
         }
-        if state.items.len() + items.len() > self.capacity {
+        let lane = &mut state.lanes[urgency as usize];
+        if lane.len() + items.len() > self.capacity {
             return Err(Refusal::Full);
         }
-        state.items.extend(items);
+        lane.extend(items);
         state.last_push = Instant::now();
         drop(state);
         self.arrived.notify_one();
@@ -91,7 +112,7 @@ impl<T> Queue<T> {
         let mut state = self.state.lock();
         let mut first_seen = None;
         loop {
-            if state.items.is_empty() {
+            if state.is_empty() {
                 if state.closed {
                     return false;
                 }
@@ -102,7 +123,8 @@ impl<T> Queue<T> {
                 continue;
             }
             let until = patience.until(*first_seen.get_or_insert_with(Instant::now), state.last_push);
-            if state.closed || state.items.len() >= most.min(state.share(self.workers)) || Instant::now() >= until {
+            let next = state.next();
+            if state.closed || next >= most.min(state.share(next, self.workers)) || Instant::now() >= until {
                 return true;
             }
             self.arrived.wait_until(&mut state, until);
@@ -110,21 +132,25 @@ impl<T> Queue<T> {
     }
 
     /// Takes a batch of those that are still `wanted`; unwanted ones are dropped on the way. It is this worker's share, and never
-    /// more than `most`; it is empty when others were faster. Whoever takes says when it is [`Self::done`].
+    /// more than `most`; it is empty when others were faster. All are of one urgency: what somebody waits for is not held up by what
+    /// is done along with it. Whoever takes says when it is [`Self::done`].
     pub(super) fn take(&self, most: usize, wanted: impl Fn(&T) -> bool) -> Vec<T> {
         let mut state = self.state.lock();
         let mut batch = Vec::new();
-        while batch.is_empty() && !state.items.is_empty() {
-            let share = state.items.len().div_ceil(state.idle + 1).min(state.share(self.workers)).min(most);
-            while batch.len() < share {
-                let Some(item) = state.items.pop_front() else { break };
-                if wanted(&item) {
-                    batch.push(item);
+        for lane in [Urgency::Now, Urgency::Whenever].map(|urgency| urgency as usize) {
+            while batch.is_empty() && !state.lanes[lane].is_empty() {
+                let waiting = state.lanes[lane].len();
+                let share = waiting.div_ceil(state.idle + 1).min(state.share(waiting, self.workers)).min(most);
+                while batch.len() < share {
+                    let Some(item) = state.lanes[lane].pop_front() else { break };
+                    if wanted(&item) {
+                        batch.push(item);
+                    }
                 }
             }
         }
         state.running += batch.len();
-        if !state.items.is_empty() {
+        if !state.is_empty() {
             self.arrived.notify_one();
         }
         batch
@@ -137,7 +163,7 @@ impl<T> Queue<T> {
 
     /// Items that wait now.
     pub(super) fn len(&self) -> usize {
-        self.state.lock().items.len()
+        self.state.lock().lanes.iter().map(VecDeque::len).sum()
     }
 
     /// Whether nothing is taken in any more.
@@ -167,7 +193,7 @@ mod tests {
 
     fn filled(items: std::ops::Range<u32>) -> Queue<u32> {
         let queue = Queue::new(100, 1);
-        assert_eq!(queue.push(items.collect()), Ok(()));
+        assert_eq!(queue.push(items.collect(), Urgency::Now), Ok(()));
         queue
     }
 
@@ -190,11 +216,11 @@ mod tests {
     fn a_full_queue_refuses_and_a_closed_one_hands_out_what_it_has() {
         let queue = Queue::new(2, 1);
         assert_eq!(
-            (queue.push(vec![1]), queue.push(vec![2]), queue.push(vec![3])),
+            (queue.push(vec![1], Urgency::Now), queue.push(vec![2], Urgency::Now), queue.push(vec![3], Urgency::Now)),
             (Ok(()), Ok(()), Err(Refusal::Full))
         );
         queue.close();
-        assert_eq!(queue.push(vec![4]), Err(Refusal::Closed));
+        assert_eq!(queue.push(vec![4], Urgency::Now), Err(Refusal::Closed));
         assert!(queue.wait(9, NONE));
         assert_eq!(queue.take(9, |_| true), [1, 2]);
         assert!(!queue.wait(9, NONE));
@@ -203,9 +229,25 @@ mod tests {
     #[test]
     fn items_come_in_together_or_not_at_all() {
         let queue = Queue::new(3, 1);
-        assert_eq!((queue.push(vec![1, 2]), queue.push(vec![3, 4])), (Ok(()), Err(Refusal::Full)));
-        assert_eq!((queue.push(vec![5]), queue.push(vec![])), (Ok(()), Ok(())));
+        assert_eq!(
+            (queue.push(vec![1, 2], Urgency::Now), queue.push(vec![3, 4], Urgency::Now)),
+            (Ok(()), Err(Refusal::Full))
+        );
+        assert_eq!((queue.push(vec![5], Urgency::Now), queue.push(vec![], Urgency::Now)), (Ok(()), Ok(())));
         assert_eq!(queue.take(9, |_| true), [1, 2, 5]);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_comes_last_and_alone() {
+        let queue = Queue::new(3, 1);
+        assert_eq!(queue.push(vec![7, 8, 9], Urgency::Whenever), Ok(()));
+        assert_eq!(queue.push(vec![6], Urgency::Whenever), Err(Refusal::Full));
+        assert_eq!(queue.push(vec![1, 2], Urgency::Now), Ok(()), "it takes nobody's place");
+        assert_eq!(queue.len(), 5);
+        assert_eq!(queue.take(9, |_| true), [1, 2]);
+        assert_eq!(queue.take(2, |_| true), [7, 8]);
+        assert_eq!(queue.push(vec![3], Urgency::Now), Ok(()));
+        assert_eq!(queue.take(9, |item| *item != 3), [9], "nobody waits for 3 any more");
     }
 
     #[test]
@@ -215,14 +257,14 @@ mod tests {
             let queue = Arc::clone(&queue);
             thread::spawn(move || queue.wait(3, at_most(Duration::from_mins(1))))
         };
-        assert_eq!(queue.push(vec![1]), Ok(()));
+        assert_eq!(queue.push(vec![1], Urgency::Now), Ok(()));
         thread::sleep(Duration::from_millis(20));
         assert_eq!(queue.len(), 2, "two of three wait for the third");
-        assert_eq!(queue.push(vec![2]), Ok(()));
+        assert_eq!(queue.push(vec![2], Urgency::Now), Ok(()));
         assert!(patient.join().expect("no panic"));
         assert_eq!(queue.take(3, |_| true), [0, 1, 2]);
 
-        assert_eq!(queue.push(vec![3]), Ok(()));
+        assert_eq!(queue.push(vec![3], Urgency::Now), Ok(()));
         assert!(queue.wait(3, at_most(Duration::from_millis(1))), "nobody else comes");
         let fidgety = Patience { longest: Duration::from_mins(1), quiet: Duration::from_millis(1) };
         assert!(queue.wait(3, fidgety), "nobody came for a while");
@@ -234,15 +276,15 @@ mod tests {
     #[test]
     fn workers_share_alike_what_waits_and_what_is_worked_on() {
         let queue = Queue::new(100, 2);
-        assert_eq!(queue.push((0..8).collect()), Ok(()));
+        assert_eq!(queue.push((0..8).collect(), Urgency::Now), Ok(()));
         assert_eq!(queue.take(32, |_| true).len(), 4, "half of it is the other's");
-        assert_eq!(queue.push((0..20).collect()), Ok(()));
+        assert_eq!(queue.push((0..20).collect(), Urgency::Now), Ok(()));
         // 24 wait and 4 are worked on.
         assert_eq!(queue.take(32, |_| true).len(), 14);
         queue.done(4);
         assert_eq!((queue.len(), queue.take(32, |_| true).len()), (10, 10), "a share is 12, and 10 are there");
         queue.done(24);
-        assert_eq!(queue.push((0..3).collect()), Ok(()));
+        assert_eq!(queue.push((0..3).collect(), Urgency::Now), Ok(()));
         assert!(
             queue.wait(32, at_most(Duration::from_mins(1))),
             "two are a share of three: nothing else is waited for"
@@ -268,7 +310,7 @@ mod tests {
             })
             .collect();
         for item in 0..5000 {
-            assert_eq!(queue.push(vec![item]), Ok(()));
+            assert_eq!(queue.push(vec![item], Urgency::Now), Ok(()));
         }
         queue.close();
         let mut all: Vec<u32> =

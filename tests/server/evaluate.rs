@@ -160,3 +160,46 @@ fn what_cannot_be_scored_is_said() {
         assert!(stderr.contains(says), "{stderr}");
     }
 }
+
+#[test]
+fn reports_are_written_compared_and_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    write_set(folder.path());
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (page, table, last) = (at("page.html"), at("predictions.csv"), at("last.json"));
+    let flags =
+        ["--crop", "square", "--group-by", "gender,split", "--report", &page, "--thumbnails", "--predictions", &table];
+    let (first, text) = report(folder.path(), &flags);
+    assert!(text.contains("gender = female") && text.contains("split: largest gap   age.mae "), "{text}");
+    assert_eq!(first.groups["gender"].values["male"].n, 3, "one of the four is broken");
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("By gender") && page.contains("data:image/jpeg;base64,") && page.contains("Worst answers"));
+    let mut lines = csv::Reader::from_path(&table).unwrap();
+    let skipped: Vec<bool> =
+        lines.records().map(|record| !record.unwrap().iter().next_back().unwrap().is_empty()).collect();
+    assert_eq!(skipped, (0..ROWS).map(|row| row == 5).collect::<Vec<_>>());
+
+    // Whatever lies there is no beginning of this evaluation, but overwritten.
+    let mae = first.tasks.age.as_ref().unwrap().mae;
+    fs::rename(at("report.json"), &last).unwrap();
+    let run = |bounds: &[String]| {
+        let mut arguments = vec!["evaluate", folder.path().to_str().unwrap(), "--models", MODELS, "--crop", "square"];
+        arguments.extend(["--compare", &last, "--predictions", &table, "--log-level=off"]);
+        arguments.extend(bounds.iter().flat_map(|bound| ["--require", bound.as_str()]));
+        let output = program(&arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let (code, text, _) = run(&[format!("age.mae<={}", mae + 0.01), "gender.accuracy>=0".into()]);
+    assert_eq!(code, 0);
+    let line = text.lines().find(|line| line.starts_with("age.mae ")).unwrap();
+    assert!(line.contains(&format!("{mae:.3}")) && line.contains("+0.000") && !line.ends_with('*'), "{line}");
+    assert_eq!(csv::Reader::from_path(&table).unwrap().records().count(), ROWS as usize);
+
+    let (code, _, error) = run(&[format!("age.mae<={}", mae - 0.01), "gender.accuracy<0".into()]);
+    assert_eq!(code, 3);
+    assert!(error.contains("required was age.mae<=") && error.contains("gender.accuracy<0, measured"), "{error}");
+    for (bound, code) in [("emotion.accuracy>0", 1), ("age.mae", 2)] {
+        assert_eq!(run(&[bound.to_owned()]).0, code, "{bound}");
+    }
+}

@@ -39,7 +39,18 @@ impl TestServer {
 
     /// The same with keys.
     pub(crate) async fn start_with_keys(models: &str, flags: &[&str], keys: Vec<Key>) -> Self {
-        let defaults = ["--listen", "127.0.0.1:0", "--models", models, "--workers", "1", "--decode-threads", "2"];
+        let defaults = [
+            "--listen",
+            "127.0.0.1:0",
+            "--models",
+            models,
+            "--workers",
+            "1",
+            "--decode-threads",
+            "2",
+            "--data-dir",
+            "none",
+        ];
         let settings = Settings { keys, ..Settings::from_flags(defaults.iter().chain(flags)).unwrap() };
         Self { running: serve(settings).await.unwrap(), client: client(), _models: None }
     }
@@ -88,6 +99,11 @@ impl TestServer {
         let body: Value = response.json().await.unwrap();
         assert_eq!(status, StatusCode::OK, "{body}");
         body
+    }
+
+    /// The status of a deletion.
+    pub(crate) async fn delete(&self, path: &str) -> u16 {
+        self.client.delete(self.url(path)).send().await.unwrap().status().as_u16()
     }
 
     pub(crate) async fn stop(self) -> bool {
@@ -187,6 +203,8 @@ pub(crate) fn program(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // Nothing is left behind in the repository.
+    command.env("FACEWISE_DATA_DIR", "none");
     command
 }
 

@@ -9,6 +9,7 @@ mod detect;
 mod embeddings;
 mod engine;
 mod evaluate;
+mod evaluations;
 mod group;
 mod harness;
 mod onnx;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use facewise_core::decode::{AgeDistribution, AgePoint, LabelDistribution};
 use facewise_core::task::Task;
 use facewise_evaluation::manifest::Labels as Truth;
-use facewise_evaluation::metrics::{Prediction, Scores, TaskMetrics};
+use facewise_evaluation::metrics::{AgeReading, Prediction, Scores, TaskMetrics};
 use tch::{Device, Kind, Tensor};
 
 use crate::augment;
@@ -53,7 +53,7 @@ pub fn score(network: &Network, samples: &[Sample], size: u32, device: Device) -
             let of = |task: Task| probabilities[task as usize][row].as_slice();
             let label = |task| LabelDistribution::from_probabilities(task, of(task));
             let prediction = Prediction {
-                age: Some((AgeDistribution::from_probabilities(of(Task::Age))?, AgePoint::Median)),
+                age: Some(AgeReading::of(&AgeDistribution::from_probabilities(of(Task::Age))?, AgePoint::Median)),
                 gender: Some(label(Task::Gender)?),
                 smile: Some(label(Task::Smile)?),
                 emotion: Some(label(Task::Emotion)?),
