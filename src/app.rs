@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use crate::access::Access;
 use crate::config::Settings;
+use crate::engine::statistics::Statistics;
 use crate::line::Line;
 use crate::pipeline::Pipeline;
 use crate::repository::Repository;
@@ -28,6 +29,8 @@ pub struct App {
     pub admission: Arc<Semaphore>,
     /// The line in which they wait for their turn.
     pub line: Line,
+    /// What the model `face-pipeline` of the Open Inference Protocol has done.
+    pub face_pipeline: Statistics,
     stopping: AtomicBool,
 }
 
@@ -37,7 +40,8 @@ impl App {
         let access = Arc::new(Access::new(&settings.keys));
         let admission = Arc::new(Semaphore::new(settings.http.max_requests));
         let line = Line::new(settings.in_progress());
-        Self { settings, metrics, repository, pipeline, access, admission, line, stopping: AtomicBool::new(false) }
+        let (face_pipeline, stopping) = (Statistics::default(), AtomicBool::new(false));
+        Self { settings, metrics, repository, pipeline, access, admission, line, face_pipeline, stopping }
     }
 
     /// Whether new requests are welcome: the models can answer, and the server is not being stopped.
