@@ -49,7 +49,13 @@ impl IntoResponses for Errors {
 /// Tensors in, tensors out.
 ///
 /// A network reads and answers rows of floats, as `GET /v2/models/{name}` describes them; rows of different requests, and faces
-/// of `/v1/predict`, share runs. `face-pipeline` reads files of pictures and answers the faces in them.
+/// of `/v1/predict`, share runs.
+///
+/// `face-pipeline` reads files of pictures, as `image`, and answers their faces: all pictures or, where one fails, an error. Of each
+/// picture, `image_size` (width, height); of each face, those of all pictures in one list, `image_index` (which picture), `box` (x, y, width,
+/// height), `confidence`, `landmarks` (x, y of right eye, left eye, nose, mouth; no numbers where nobody looked), `age`, `age_interval`,
+/// `age_group`, `age_probabilities`, and for `gender`, `smile` and `emotion` the label and its `…_probabilities`. Parameters of the request
+/// are those of the query of `/v1/predict`.
 ///
 /// The body is JSON, whatever its type says; or, where `inference-header-content-length` is given, so many bytes of JSON and then the
 /// inputs in binary that have a `binary_data_size`: numbers little-endian, of BYTES each element with its length as 32 bits before it. 0
