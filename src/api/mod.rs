@@ -35,7 +35,8 @@ fn routes(access: &Arc<Access>) -> OpenApiRouter<Arc<App>> {
         .routes(routes!(batch::predict_batch))
         .routes(routes!(embeddings::predict_embeddings))
         .merge(v2::predictions());
-    let models = OpenApiRouter::new().routes(routes!(models::list)).routes(routes!(models::one));
+    let models =
+        OpenApiRouter::new().routes(routes!(models::list)).routes(routes!(models::one)).merge(v2::descriptions());
     let administration = OpenApiRouter::new()
         .routes(routes!(models::load))
         .routes(routes!(models::unload))

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use facewise::access::{Hash, Key, Scope};
 use facewise_core::manifest::Manifest;
 use flate2::Compression;
 use flate2::read::{GzDecoder, ZlibDecoder};
@@ -15,7 +16,7 @@ use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 
 use crate::harness::{MODELS, ModelsCopy, Spot, TestServer, encoded, faces, jpeg, jpeg_announcing, picture};
-use crate::onnx::smiles;
+use crate::onnx::{linear, smiles};
 
 const HEADER_LENGTH: &str = "inference-header-content-length";
 const ATTRIBUTES: &str = "/v2/models/face-attributes/infer";
@@ -740,6 +741,54 @@ async fn only_the_servers_own_machine_changes_models() {
         assert!(status == 403 && text.contains("own machine"), "{text}");
     }
     assert_eq!(get(&server, "/v2/models/smiles/ready").await["ready"], json!(true));
+}
+
+#[tokio::test]
+async fn keys_are_asked_for_and_errors_keep_their_form() {
+    let models = ModelsCopy::with_detector();
+    models.write_smiles("1", &smiles(0.25));
+    let key = |name: &str, scope| Key { name: name.into(), sha256: Hash::of(name), scopes: vec![scope], rate: None };
+    let keys = vec![key("asker", Scope::Predict), key("boss", Scope::Admin)];
+    let server = TestServer::start_with_keys(models.path(), &[], keys).await;
+    for path in ["/v2/health/live", "/v2/health/ready"] {
+        assert_eq!(server.get(path).send().await.unwrap().status(), 200, "{path}");
+    }
+    let with = |request: RequestBuilder, key: &str| request.header("authorization", format!("Bearer {key}"));
+    let raw = || server.post(PIPELINE).header(HEADER_LENGTH, "0").body(jpeg(1));
+    let load = || server.post("/v2/repository/models/smiles/load");
+    for request in
+        [server.get("/v2"), server.get("/v2/models/stats"), server.post("/v2/repository/index"), raw(), load()]
+    {
+        let response = request.try_clone().unwrap().send().await.unwrap();
+        assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"facewise\"");
+        assert_eq!(refused(request).await.0, 401);
+    }
+    assert_eq!(refused(with(raw(), "boss")).await.0, 403);
+    assert_eq!(refused(with(load(), "asker")).await.0, 403);
+    for (request, key) in [(raw(), "asker"), (load(), "boss"), (server.get("/v2/models/smiles/ready"), "boss")] {
+        assert_eq!(with(request, key).send().await.unwrap().status(), 200, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn embeddings_are_tensors_as_well() {
+    let models = ModelsCopy::with_detector();
+    let network = linear("embedding", 2, &[("gender", &[1.0, 0.0, 0.0, 2.0], &[0.5, 0.0])]);
+    let heads = json!([{"task": "gender", "output": "gender", "values": "logits", "labels": ["female", "male"]}]);
+    models.write_embeddings("faces", 2, &network, &heads);
+    let server = TestServer::start_with(models.path(), &[]).await;
+    let metadata = get(&server, "/v2/models/faces").await;
+    assert_eq!(metadata["inputs"], json!([{"name": "embedding", "datatype": "FP32", "shape": [-1, 2]}]));
+    let body = json!({
+        "inputs": [{"name": "embedding", "datatype": "FP32", "shape": [2, 2], "data": [[1.0, 3.0], [-1.0, 0.0]]}],
+        "outputs": [{"name": "gender"}],
+    });
+    let answer = asked(&server, "/v2/models/faces/infer", &body).await;
+    assert_eq!(
+        output(&answer, "gender")["data"],
+        json!([1.5, 6.0, -0.5, 0.0]),
+        "as the network has them, without a softmax"
+    );
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr};
 
-use crate::api::error::{self, ApiError, Code};
+use crate::api::error::{self, ACCESS, ApiError, Code};
 
 /// The body of an error under `/v2`.
 #[derive(Serialize, ToSchema)]
@@ -48,10 +48,10 @@ pub(super) fn responses(codes: &[Code]) -> BTreeMap<String, RefOr<utoipa::openap
     responses
 }
 
-/// What every operation may answer.
-pub(super) struct Common;
+/// What a probe may answer besides.
+pub(super) struct NotLive;
 
-impl utoipa::IntoResponses for Common {
+impl utoipa::IntoResponses for NotLive {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         responses(&[Code::BadRequest, Code::Deadline, Code::Internal])
     }
@@ -66,11 +66,20 @@ impl utoipa::IntoResponses for NotReady {
     }
 }
 
+/// What every operation may answer for which a key is needed where there are some.
+pub(super) struct Common;
+
+impl utoipa::IntoResponses for Common {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        responses(&[&[Code::BadRequest, Code::Deadline, Code::Internal][..], &ACCESS].concat())
+    }
+}
+
 /// What asking about one model may answer besides.
 pub(super) struct NoModel;
 
 impl utoipa::IntoResponses for NoModel {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        responses(&[Code::BadRequest, Code::NotFound, Code::Deadline, Code::Internal])
+        responses(&[&[Code::BadRequest, Code::NotFound, Code::Deadline, Code::Internal][..], &ACCESS].concat())
     }
 }

@@ -20,7 +20,7 @@ use super::response::{self, InferenceResponse, OutputTensor};
 use super::tensor::{Output, TensorMetadata};
 use super::{ModelPath, Target, face_pipeline};
 use crate::api::body;
-use crate::api::error::{ApiError, Code};
+use crate::api::error::{ACCESS, ApiError, Code};
 use crate::api::middleware::Deadline;
 use crate::app::App;
 use crate::engine::Model;
@@ -31,7 +31,7 @@ struct Errors;
 
 impl IntoResponses for Errors {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        responses(&[
+        let codes = [
             Code::BadRequest,
             Code::NotFound,
             Code::Timeout,
@@ -42,7 +42,8 @@ impl IntoResponses for Errors {
             Code::Deadline,
             Code::Internal,
             Code::NotReady,
-        ])
+        ];
+        responses(&[&codes[..], &ACCESS].concat())
     }
 }
 
@@ -64,6 +65,7 @@ impl IntoResponses for Errors {
 /// `accept-encoding` allows.
 #[utoipa::path(
     post, path = "/v2/models/{name}/infer", tag = "inference", operation_id = "v2_infer",
+    security((), ("bearer" = []), ("key" = [])),
     params(
         ("name" = String, Path, description = "Name of the model", example = "face-pipeline"),
         ("inference-header-content-length" = Option<u64>, Header, description = "How many bytes of the unpacked body are JSON; without it, all.")

@@ -36,6 +36,13 @@ pub(super) fn probes() -> OpenApiRouter<Arc<App>> {
 
 /// For those who may ask for predictions.
 pub(super) fn predictions() -> OpenApiRouter<Arc<App>> {
+    let mut routes = OpenApiRouter::new().routes(routes!(infer::infer));
+    describe_versions(routes.get_openapi_mut());
+    routes.route(&versioned("/v2/models/{name}/infer"), post(infer::infer))
+}
+
+/// For those who may ask for anything.
+pub(super) fn descriptions() -> OpenApiRouter<Arc<App>> {
     let mut routes = OpenApiRouter::new()
         .routes(routes!(server::metadata))
         .routes(routes!(statistics::all))
@@ -43,8 +50,7 @@ pub(super) fn predictions() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(models::metadata))
         .routes(routes!(models::ready))
         .routes(routes!(models::config))
-        .routes(routes!(statistics::one))
-        .routes(routes!(infer::infer));
+        .routes(routes!(statistics::one));
     describe_versions(routes.get_openapi_mut());
     let index = routes.get_openapi_mut().paths.paths.get_mut("/v2/repository/index");
     index.into_iter().for_each(describe_empty_body);
@@ -53,7 +59,6 @@ pub(super) fn predictions() -> OpenApiRouter<Arc<App>> {
         .route(&versioned("/v2/models/{name}/ready"), get(models::ready))
         .route(&versioned("/v2/models/{name}/config"), get(models::config))
         .route(&versioned("/v2/models/{name}/stats"), get(statistics::one))
-        .route(&versioned("/v2/models/{name}/infer"), post(infer::infer))
 }
 
 /// For those who may change what is served.

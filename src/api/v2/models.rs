@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::error::{NoModel, responses};
 use super::tensor::{Datatype, TensorMetadata};
 use super::{ModelPath, Target, face_pipeline};
-use crate::api::error::{ApiError, Code};
+use crate::api::error::{ACCESS, ApiError, Code};
 use crate::app::App;
 use crate::engine::Model;
 
@@ -185,13 +185,15 @@ pub(super) struct NotReady;
 
 impl utoipa::IntoResponses for NotReady {
     fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
-        responses(&[Code::BadRequest, Code::NotFound, Code::Deadline, Code::Internal, Code::NotReady])
+        let codes = [Code::BadRequest, Code::NotFound, Code::Deadline, Code::Internal, Code::NotReady];
+        responses(&[&codes[..], &ACCESS].concat())
     }
 }
 
 /// A model's tensors, without which nothing can be asked of it.
 #[utoipa::path(
     get, path = "/v2/models/{name}", tag = "inference", operation_id = "v2_model",
+    security((), ("bearer" = []), ("key" = [])),
     params(("name" = String, Path, description = "Name of the model", example = "face-attributes")),
     responses((status = 200, description = "The model.", body = ModelMetadata), NoModel)
 )]
@@ -205,6 +207,7 @@ pub(super) async fn metadata(
 /// Whether a model can answer.
 #[utoipa::path(
     get, path = "/v2/models/{name}/ready", tag = "inference", operation_id = "v2_model_ready",
+    security((), ("bearer" = []), ("key" = [])),
     params(("name" = String, Path, description = "Name of the model", example = "face-attributes")),
     responses((status = 200, description = "It can.", body = ModelReady), NotReady)
 )]
@@ -223,6 +226,7 @@ pub(super) async fn ready(
 /// A model's configuration in Triton's words.
 #[utoipa::path(
     get, path = "/v2/models/{name}/config", tag = "inference", operation_id = "v2_model_config",
+    security((), ("bearer" = []), ("key" = [])),
     params(("name" = String, Path, description = "Name of the model", example = "face-attributes")),
     responses((status = 200, description = "The configuration.", body = ModelConfig), NoModel)
 )]

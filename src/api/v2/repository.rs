@@ -14,7 +14,7 @@ use utoipa::openapi::{RefOr, Response};
 
 use super::error::responses;
 use super::{ModelPath, Target, face_pipeline};
-use crate::api::error::{ApiError, Code};
+use crate::api::error::{ACCESS, ApiError, Code};
 use crate::api::{body, models};
 use crate::app::App;
 use crate::config::Http;
@@ -71,7 +71,8 @@ pub(super) struct NotListed;
 
 impl utoipa::IntoResponses for NotListed {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        responses(&[Code::BadRequest, Code::Timeout, Code::PayloadTooLarge, Code::Deadline, Code::Internal])
+        let codes = [Code::BadRequest, Code::Timeout, Code::PayloadTooLarge, Code::Deadline, Code::Internal];
+        responses(&[&codes[..], &ACCESS].concat())
     }
 }
 
@@ -80,15 +81,9 @@ pub(super) struct NotChanged;
 
 impl utoipa::IntoResponses for NotChanged {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        responses(&[
-            Code::BadRequest,
-            Code::Forbidden,
-            Code::NotFound,
-            Code::Timeout,
-            Code::PayloadTooLarge,
-            Code::Deadline,
-            Code::Internal,
-        ])
+        let codes =
+            [Code::BadRequest, Code::NotFound, Code::Timeout, Code::PayloadTooLarge, Code::Deadline, Code::Internal];
+        responses(&[&codes[..], &ACCESS].concat())
     }
 }
 
@@ -97,6 +92,7 @@ impl utoipa::IntoResponses for NotChanged {
 /// A model that is served in one version while the folder has a newer one is listed twice.
 #[utoipa::path(
     post, path = "/v2/repository/index", tag = "inference", operation_id = "v2_repository_index",
+    security((), ("bearer" = []), ("key" = [])),
     request_body(content = Index, description = "What is to be listed; nothing is everything."),
     responses((status = 200, description = "The models, by name.", body = Vec<Entry>), NotListed)
 )]
@@ -143,6 +139,7 @@ fn list(app: &App) -> Result<Vec<Entry>, RepositoryError> {
 /// it is broken, what was served is served on, and the answer says what is wrong.
 #[utoipa::path(
     post, path = "/v2/repository/models/{name}/load", tag = "inference", operation_id = "v2_load_model",
+    security((), ("bearer" = []), ("key" = [])),
     params(("name" = String, Path, description = "Name of the model", example = "face-attributes")),
     request_body(content = Change, description = "May be empty."),
     responses((status = 200, description = "It is served now."), NotChanged)
@@ -164,6 +161,7 @@ pub(super) async fn load(
 /// The model that answers where a request names none, and the detector in use, cannot be unloaded.
 #[utoipa::path(
     post, path = "/v2/repository/models/{name}/unload", tag = "inference", operation_id = "v2_unload_model",
+    security((), ("bearer" = []), ("key" = [])),
     params(("name" = String, Path, description = "Name of the model", example = "other-attributes")),
     request_body(content = Change, description = "May be empty."),
     responses((status = 200, description = "It is not served any more."), NotChanged)

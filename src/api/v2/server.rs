@@ -7,7 +7,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::error::{Common, NotReady};
+use super::error::{Common, NotLive, NotReady};
 use crate::api::error::ApiError;
 use crate::app::App;
 
@@ -44,6 +44,7 @@ pub(super) struct ServerReady {
 /// The server and what it understands.
 #[utoipa::path(
     get, path = "/v2", tag = "inference", operation_id = "v2_server",
+    security((), ("bearer" = []), ("key" = [])),
     responses((status = 200, description = "The server.", body = ServerMetadata), Common)
 )]
 pub(super) async fn metadata() -> Json<ServerMetadata> {
@@ -53,7 +54,7 @@ pub(super) async fn metadata() -> Json<ServerMetadata> {
 /// Whether the process is alive. It does no work: a probe must not queue behind predictions.
 #[utoipa::path(
     get, path = "/v2/health/live", tag = "inference", operation_id = "v2_live",
-    responses((status = 200, description = "It is.", body = ServerLive), Common)
+    responses((status = 200, description = "It is.", body = ServerLive), NotLive)
 )]
 pub(super) async fn live() -> Json<ServerLive> {
     Json(ServerLive { live: true })

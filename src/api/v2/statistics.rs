@@ -124,6 +124,7 @@ fn milliseconds(time: SystemTime) -> u64 {
 /// What every model has done since it was loaded.
 #[utoipa::path(
     get, path = "/v2/models/stats", tag = "inference", operation_id = "v2_statistics",
+    security((), ("bearer" = []), ("key" = [])),
     responses((status = 200, description = "The models.", body = ModelStatistics), Common)
 )]
 pub(super) async fn all(State(app): State<Arc<App>>) -> Json<ModelStatistics> {
@@ -134,6 +135,7 @@ pub(super) async fn all(State(app): State<Arc<App>>) -> Json<ModelStatistics> {
 /// What a model has done since it was loaded.
 #[utoipa::path(
     get, path = "/v2/models/{name}/stats", tag = "inference", operation_id = "v2_model_statistics",
+    security((), ("bearer" = []), ("key" = [])),
     params(("name" = String, Path, description = "Name of the model", example = "face-attributes")),
     responses((status = 200, description = "The model.", body = ModelStatistics), NoModel)
 )]
