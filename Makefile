@@ -17,6 +17,8 @@ CONFORMANCE_VENV := .venv-conformance
 BENCH_SERVING_VENV := .venv-bench-serving
 BENCH_SERVING_DATA := runs/bench
 BENCH_SERVING := $(BENCH_SERVING_VENV)/bin/python -B
+# Clients of others that the server is tested with.
+CLIENTS_VENV := .venv-clients
 # The programs that are measured, and where those lie that are not.
 BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 BUILT_DEBUG := $(or $(CARGO_TARGET_DIR),target)/debug
@@ -30,7 +32,7 @@ venv = $(PYTHON) -m venv --clear $(1) || { echo "facewise: $(PYTHON) could not m
 TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training --
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-cuda test conformance conformance-contract lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
+.PHONY: help serve serve-cuda test clients conformance conformance-contract lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
 	export-detector reports bench bench-latency bench-overload bench-serving bench-training clean
 .PHONY: cargo python c++ nvidia wrk
 
@@ -49,12 +51,21 @@ serve-cuda: cargo nvidia onnxruntime-cuda ## the same on an NVIDIA GPU; fetches 
 # Tests run in the folders of their packages, so a relative path would mean another folder to each.
 test: export FACEWISE_DATA := $(abspath $(FACEWISE_DATA))
 # nextest runs last, so that the summary of the tests is what one sees at the end. It does not know doc tests.
-test: lint onnxruntime ## formatting, lints and all tests; fetches ONNX Runtime and libtorch
+test: lint onnxruntime clients ## formatting, lints and all tests; fetches ONNX Runtime, libtorch, and clients from PyPI
 	$(PYTHON) -B -m unittest discover --start-directory scripts
 	$(CARGO) test --locked --workspace --doc
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test --all-targets; fi; \
 		set -- "$$@" --locked --workspace $(TESTED); \
 		echo $(CARGO) "$$@"; $(CARGO) "$$@"
+
+clients: $(CLIENTS_VENV)/installed ## installs the clients of others that the server is tested with (170 MB)
+
+# Their tests are skipped where this fails: a machine without PyPI tests everything else.
+$(CLIENTS_VENV)/installed: tests/clients/tritonclient.txt | python
+	@echo "Installing clients to test the server with into $(CLIENTS_VENV)/: 170 MB on disk, once."
+	@{ $(PYTHON) -m venv --clear $(CLIENTS_VENV) && $(CLIENTS_VENV)/bin/python -m pip install --quiet --no-cache-dir \
+		--retries 1 --timeout 20 --only-binary :all: --requirement tests/clients/tritonclient.txt && touch $@; } || \
+		echo "facewise: they could not be installed (above is why): the tests that need them are skipped." >&2
 
 conformance: conformance-contract ## the server as programs see it that others wrote; fetches these from PyPI
 

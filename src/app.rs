@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use crate::access::Access;
 use crate::config::Settings;
+use crate::engine::statistics::Statistics;
 use crate::jobs::Evaluations;
 use crate::line::Line;
 use crate::pipeline::Pipeline;
@@ -31,6 +32,8 @@ pub struct App {
     pub line: Line,
     /// The evaluations of labelled sets, or why there are none.
     pub evaluations: Result<Arc<Evaluations>, String>,
+    /// What the model `face-pipeline` of the Open Inference Protocol has done.
+    pub face_pipeline: Statistics,
     stopping: AtomicBool,
 }
 
@@ -46,8 +49,8 @@ impl App {
         let access = Arc::new(Access::new(&settings.keys));
         let admission = Arc::new(Semaphore::new(settings.http.max_requests));
         let line = Line::new(settings.in_progress());
-        let stopping = AtomicBool::new(false);
-        Self { settings, metrics, repository, pipeline, access, admission, line, evaluations, stopping }
+        let (face_pipeline, stopping) = (Statistics::default(), AtomicBool::new(false));
+        Self { settings, metrics, repository, pipeline, access, admission, line, evaluations, face_pipeline, stopping }
     }
 
     /// Whether new requests are welcome: the models can answer, and the server is not being stopped.

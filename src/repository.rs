@@ -577,6 +577,17 @@ impl Repository {
         self.current.load_full()
     }
 
+    /// The newest version of each model in the folder, by name.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn found(&self) -> Result<Vec<Found>, RepositoryError> {
+        match scan(&self.settings.models) {
+            Err(RepositoryError::Empty(_)) => Ok(Vec::new()),
+            found => found,
+        }
+    }
+
     /// The versions of a model in the folder, from the oldest to the newest.
     ///
     /// # Errors

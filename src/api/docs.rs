@@ -6,6 +6,7 @@ use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::Problem;
+use super::v2::error::InferenceError;
 
 /// What is not said by a single operation.
 #[derive(OpenApi)]
@@ -20,9 +21,10 @@ use super::error::Problem;
         (name = "predictions", description = "Pictures in, attributes out"),
         (name = "evaluations", description = "Labelled sets in, reports out"),
         (name = "models", description = "What is being served"),
+        (name = "inference", description = "The Open Inference Protocol, as the clients of Triton and KServe speak it. Errors are `{\"error\": \"…\"}`."),
         (name = "operations", description = "For orchestrators and dashboards")
     ),
-    components(schemas(Problem)),
+    components(schemas(Problem, InferenceError)),
     modifiers(&Keys)
 )]
 pub(super) struct Base;

@@ -254,6 +254,17 @@ impl ApiError {
         self.code
     }
 
+    /// What is wrong with the request, for people.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Says of which part of the request it speaks.
+    #[must_use]
+    pub fn about(self, part: impl std::fmt::Display) -> Self {
+        Self { detail: format!("{part}: {}", self.detail), ..self }
+    }
+
     /// What its body says, to the request with this id.
     pub fn problem(self, request_id: &str) -> Problem {
         let Self { code, detail, .. } = self;

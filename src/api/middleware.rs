@@ -20,7 +20,7 @@ use ulid::Ulid;
 
 use super::access::X_API_KEY;
 use super::error::ApiError;
-use super::{body, evaluations};
+use super::{body, evaluations, v2};
 use crate::app::App;
 use crate::config::Origins;
 use crate::telemetry;
@@ -123,12 +123,13 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map_or(OTHER, MatchedPath::as_str);
     request.extensions_mut().insert(id.clone());
+    let render = if v2::error::is_ours(request.uri().path()) { v2::error::render } else { ApiError::render };
 
     let span = tracing::info_span!("request", id = %id.0, method, route, key = Empty);
     telemetry::join_trace(&span, request.headers());
     span.in_scope(|| tracing::debug!("received"));
     let response = next.run(request).instrument(span.clone()).await;
-    let response = complete(response, &app, &id);
+    let response = complete(response, &app, &id, render);
 
     let (status, elapsed) = (response.status(), started.elapsed());
     metrics.http_requests.with_label_values(&[method, route, status.as_str()]).inc();
@@ -144,7 +145,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
 }
 
 /// Gives an error its body and every answer the request's id; the last answers close their connections.
-fn complete(mut response: Response, app: &App, id: &RequestId) -> Response {
+fn complete(mut response: Response, app: &App, id: &RequestId, render: fn(ApiError, &str) -> Response) -> Response {
     let status = response.status();
     if status.is_client_error() || status.is_server_error() {
         let error = response.extensions_mut().remove::<ApiError>().unwrap_or_else(|| ApiError::from_status(status));
@@ -152,7 +153,7 @@ fn complete(mut response: Response, app: &App, id: &RequestId) -> Response {
             app.metrics.rejected.with_label_values(&[reason]).inc();
         }
         let headers = std::mem::take(response.headers_mut());
-        response = error.render(&id.0);
+        response = render(error, &id.0);
         // Of the bare answer, what is not about its body stays: which methods are allowed, which pages may read it.
         let about_the_body = [CONTENT_TYPE, CONTENT_LENGTH];
         let names = headers.keys().filter(|name| !about_the_body.contains(name));
@@ -222,7 +223,7 @@ fn method_label(method: &Method) -> &'static str {
 
 /// Requests that machines repeat all day, and that nobody wants to read about.
 fn is_probe(route: &str) -> bool {
-    route.starts_with("/health/") || route == "/metrics"
+    route.starts_with("/health/") || route.starts_with("/v2/health/") || route == "/metrics"
 }
 
 /// The answer where there is no route.

@@ -15,6 +15,7 @@ pub mod middleware;
 mod models;
 mod predict;
 mod upload;
+mod v2;
 
 use std::sync::Arc;
 
@@ -33,17 +34,21 @@ fn routes(access: &Arc<Access>) -> OpenApiRouter<Arc<App>> {
     let predictions = OpenApiRouter::new()
         .routes(routes!(predict::predict))
         .routes(routes!(batch::predict_batch))
-        .routes(routes!(embeddings::predict_embeddings));
-    let models = OpenApiRouter::new().routes(routes!(models::list)).routes(routes!(models::one));
+        .routes(routes!(embeddings::predict_embeddings))
+        .merge(v2::predictions());
+    let models =
+        OpenApiRouter::new().routes(routes!(models::list)).routes(routes!(models::one)).merge(v2::descriptions());
     let administration = OpenApiRouter::new()
         .routes(routes!(models::load))
         .routes(routes!(models::unload))
-        .routes(routes!(models::reload));
+        .routes(routes!(models::reload))
+        .merge(v2::administration());
     OpenApiRouter::with_openapi(docs::Base::openapi())
         .merge(guarded(predictions, access, Scope::Predict))
         .merge(guarded(evaluations::routes(), access, Scope::Evaluate))
         .merge(guarded(models, access, None))
         .merge(guarded(administration, access, Scope::Admin))
+        .merge(v2::probes())
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
 }

@@ -240,7 +240,7 @@ async fn replace(app: Arc<App>, name: String, load: Load) -> Result<Json<ModelIn
 }
 
 /// Work on models takes seconds, which no thread that talks to clients has. It is finished also when its client goes.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RepositoryError> + Send + 'static,
 ) -> Result<T, ApiError> {
     Ok(tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))??)

@@ -105,7 +105,7 @@ impl Parameters {
             .map_err(|rejection| ApiError::bad_request(rejection.body_text()))
     }
 
-    fn wishes(self, app: &App) -> Result<Wishes, ApiError> {
+    pub(super) fn wishes(self, app: &App) -> Result<Wishes, ApiError> {
         // Of one moment: what is loaded meanwhile is for the next request.
         let models = app.repository.models();
         let model = models::describing(&models, self.model.as_deref())?;

@@ -108,7 +108,7 @@ impl AttributeModel {
             .map(|answer| {
                 let rows: Vec<&[f32]> = answer.rows.iter().map(Vec::as_slice).collect();
                 let attributes = decode(&self.heads, &rows)?;
-                Ok(Inference { attributes, queue: answer.queue, inference: answer.inference })
+                Ok(Inference { attributes, queue: answer.queue, inference: answer.spent.total() })
             })
             .collect()
     }
@@ -382,6 +382,38 @@ mod tests {
         assert_eq!(one.await.unwrap().unwrap().len(), 1);
         assert_eq!(two.await.unwrap().unwrap().len(), 2);
         assert_eq!(runs.load(Ordering::SeqCst), 4, "three faces of two requests shared a run, the fourth had gone");
+    }
+
+    #[tokio::test]
+    async fn numbers_and_pictures_share_a_run() {
+        let (release, held) = mpsc::channel();
+        let toy = Toy { held: Some(held), ..toy() };
+        let runs = Arc::clone(&toy.runs);
+        let model = Arc::new(started(toy, &Tasks::of([Task::Smile])).unwrap());
+        let picture = || {
+            let model = Arc::clone(&model);
+            tokio::spawn(async move { ask(&model, [51; 3]).await })
+        };
+        let first = picture();
+        while runs.load(Ordering::SeqCst) < 3 {
+            tokio::task::yield_now().await;
+        }
+        let second = picture();
+        let tensor = {
+            let model = Arc::clone(&model);
+            let rows = [vec![0.25; 192], vec![0.5; 192], vec![0.0; 7]].concat();
+            tokio::spawn(async move { model.model().infer(rows).await })
+        };
+        while model.model().waiting() < 3 {
+            tokio::task::yield_now().await;
+        }
+        release.send(()).unwrap();
+        release.send(()).unwrap();
+        assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok());
+        assert_eq!(tensor.await.unwrap().unwrap(), [[0.75, 0.25, 0.5, 0.5]], "a list for each output, row after row");
+        let totals = model.model().totals();
+        assert_eq!((totals.runs, totals.rows, totals.answered.count), (2, 4, 3));
+        assert_eq!(totals.batches.keys().copied().collect::<Vec<_>>(), [1, 3]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod model;
 pub mod onnx;
 mod provider;
 mod queue;
+pub mod statistics;
 mod worker;
 
 pub use attributes::{AttributeModel, Attributes, Inference};

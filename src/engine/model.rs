@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError, Signature, TensorSpec};
 use super::queue::{Queue, Refusal, Urgency};
+use super::statistics::{Statistics, Totals};
 use super::worker::{Answer, Health, Item, Job, Recipe, Worker};
 use crate::compute::Compute;
 use crate::telemetry::Metrics;
@@ -171,6 +172,9 @@ pub struct Model {
     input_size: u32,
     input: Tensor,
     outputs: Vec<Tensor>,
+    max_batch: usize,
+    max_delay: Duration,
+    statistics: Arc<Statistics>,
     queue: Arc<Queue<Job>>,
     health: Arc<Health>,
     workers: Vec<JoinHandle<()>>,
@@ -191,15 +195,18 @@ impl Model {
         let side = input_size as usize;
         let shape = manifest.input.features.map_or_else(|| vec![3, side, side], |features| vec![features as usize]);
         let input = Tensor { name: manifest.input.name.clone(), shape, labels: &[] };
+        let statistics = Arc::<Statistics>::default();
+        let (max_batch, max_delay) = (options.max_batch, options.max_delay);
         let recipe = Recipe {
             input: Input { size: input_size, ..manifest.input.clone() },
             row_shape: input.shape.clone(),
             outputs: outputs.iter().map(|output| output.name.clone()).collect(),
             lengths: outputs.iter().map(Tensor::row_len).collect(),
-            max_batch: options.max_batch,
-            max_delay: options.max_delay,
+            max_batch,
+            max_delay,
             threads: options.threads,
             compute: options.compute,
+            statistics: Arc::clone(&statistics),
             inferences: metrics.inferences.with_label_values(&[name, version]),
             executions: metrics.executions.with_label_values(&[name, version]),
             failures: metrics.inference_failures.with_label_values(&[name, version]),
@@ -207,7 +214,19 @@ impl Model {
         };
         let (queue, health) = (Arc::new(Queue::new(options.max_queue, backends.len())), Arc::<Health>::default());
         let workers = Vec::new();
-        let mut model = Self { manifest, sha256, input_size, input, outputs, queue, health, workers };
+        let mut model = Self {
+            manifest,
+            sha256,
+            input_size,
+            input,
+            outputs,
+            max_batch,
+            max_delay,
+            statistics,
+            queue,
+            health,
+            workers,
+        };
         for (index, mut backend) in backends.into_iter().enumerate() {
             recipe.warm_up(backend.as_mut())?;
             let (queue, health) = (Arc::clone(&model.queue), Arc::clone(&model.health));
@@ -253,6 +272,31 @@ impl Model {
         &self.outputs
     }
 
+    /// Most rows in a run.
+    pub const fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    /// Longest wait for a batch to fill.
+    pub const fn max_delay(&self) -> Duration {
+        self.max_delay
+    }
+
+    /// Most rows that can wait, and so that can be asked about at a time.
+    pub fn max_rows(&self) -> usize {
+        self.queue.capacity()
+    }
+
+    /// Threads that run it.
+    pub fn worker_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// What it has done since it was started.
+    pub fn totals(&self) -> Totals {
+        self.statistics.totals()
+    }
+
     /// Pictures that wait for it now.
     pub fn waiting(&self) -> usize {
         self.queue.len()
@@ -289,8 +333,28 @@ impl Model {
         Ok(outputs)
     }
 
+    /// Asks, and counts.
     async fn ask(&self, items: impl Iterator<Item = Item>, urgency: Urgency) -> Result<Vec<Answer>, EngineError> {
         let queued = Instant::now();
+        let result = self.answers(items, queued, urgency).await;
+        match &result {
+            Ok(answers) => {
+                // Who asks about nothing, as for a picture without faces, asks for no run.
+                if let Some(last) = answers.iter().max_by_key(|answer| answer.queue + answer.spent.total()) {
+                    self.statistics.answered(queued.elapsed(), last.queue, last.spent);
+                }
+            }
+            Err(_) => self.statistics.failed(queued.elapsed()),
+        }
+        result
+    }
+
+    async fn answers(
+        &self,
+        items: impl Iterator<Item = Item>,
+        queued: Instant,
+        urgency: Urgency,
+    ) -> Result<Vec<Answer>, EngineError> {
         let (jobs, replies): (Vec<_>, Vec<_>) = items
             .map(|item| {
                 let (reply, answer) = oneshot::channel();

@@ -161,6 +161,11 @@ impl<T> Queue<T> {
         self.state.lock().running -= count;
     }
 
+    /// Most items that wait.
+    pub(super) const fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Items that wait now.
     pub(super) fn len(&self) -> usize {
         self.state.lock().lanes.iter().map(VecDeque::len).sum()

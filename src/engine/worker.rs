@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError};
 use super::queue::{Patience, Queue};
+use super::statistics::{Spent, Statistics};
 use crate::compute::{Compute, Cores, Priority};
 
 /// How long a worker waits before it tries again to load a network that could not be loaded.
@@ -51,8 +52,11 @@ pub(super) struct Answer {
     /// Time in the queue.
     pub(super) queue: Duration,
     /// Time of the run that the item was part of.
-    pub(super) inference: Duration,
+    pub(super) spent: Spent,
 }
+
+/// A run's answers, one list of rows for each item, and its time.
+type Run = (Vec<Vec<Vec<f32>>>, Spent);
 
 /// What a worker needs to know and to report.
 #[derive(Clone)]
@@ -73,6 +77,7 @@ pub(super) struct Recipe {
     pub(super) threads: usize,
     /// The bound that runs keep to.
     pub(super) compute: Arc<Compute>,
+    pub(super) statistics: Arc<Statistics>,
     pub(super) inferences: IntCounter,
     pub(super) executions: IntCounter,
     pub(super) failures: IntCounter,
@@ -86,13 +91,9 @@ impl Recipe {
     }
 
     /// Runs the network on items; gives one list of rows for each.
-    fn run(
-        &self,
-        backend: &mut dyn Backend,
-        tensor: &mut Vec<f32>,
-        items: &[&Item],
-    ) -> Result<Vec<Vec<Vec<f32>>>, BackendError> {
+    fn run(&self, backend: &mut dyn Backend, tensor: &mut Vec<f32>, items: &[&Item]) -> Result<Run, BackendError> {
         let (count, length) = (items.len(), self.row_len());
+        let started = Instant::now();
         tensor.resize(count * length, 0.0);
         for (item, place) in items.iter().zip(tensor.chunks_exact_mut(length)) {
             match item {
@@ -100,8 +101,10 @@ impl Recipe {
                 Item::Numbers(tensor, row) => place.copy_from_slice(&tensor[row.clone()]),
             }
         }
+        let filled = Instant::now();
         let shape = [&[count][..], &self.row_shape].concat();
         let outputs = backend.run(tensor, &shape, &self.outputs)?;
+        let computed = Instant::now();
         for ((name, numbers), length) in self.outputs.iter().zip(&outputs).zip(&self.lengths) {
             if numbers.len() != count * length {
                 let (found, expected) = (numbers.len(), count * length);
@@ -112,7 +115,9 @@ impl Recipe {
             let row = |(numbers, length): (&Vec<f32>, &usize)| numbers[index * length..(index + 1) * length].to_vec();
             outputs.iter().zip(&self.lengths).map(row).collect()
         };
-        Ok((0..count).map(rows).collect())
+        let rows = (0..count).map(rows).collect();
+        let spent = Spent { input: filled - started, network: computed - filled, output: computed.elapsed() };
+        Ok((rows, spent))
     }
 
     /// Runs the network on gray pictures, so that the first request does not pay for what is done once.
@@ -206,16 +211,16 @@ impl Worker {
         let items: Vec<&Item> = jobs.iter().map(|job| &job.item).collect();
         let started = Instant::now();
         let result = shielded(|| recipe.run(backend.as_mut(), tensor, &items));
-        let inference = started.elapsed();
         recipe.executions.inc();
         recipe.inferences.inc_by(jobs.len() as u64);
         recipe.batch_size.observe(jobs.len() as f64);
         let error = match result {
-            Ok(Ok(answers)) => {
+            Ok(Ok((answers, spent))) => {
+                recipe.statistics.ran(jobs.len(), spent);
                 for (job, rows) in jobs.into_iter().zip(answers) {
                     let queue = started.duration_since(job.queued);
                     // A receiver that has gone meanwhile wants no answer.
-                    let _ = job.reply.send(Ok(Answer { rows, queue, inference }));
+                    let _ = job.reply.send(Ok(Answer { rows, queue, spent }));
                 }
                 return Ok(());
             }

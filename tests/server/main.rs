@@ -5,6 +5,7 @@ mod access;
 mod bad_input;
 mod batch;
 mod cli;
+mod clients;
 mod detect;
 mod embeddings;
 mod engine;
@@ -24,3 +25,4 @@ mod startup;
 #[cfg(feature = "tls")]
 mod tls;
 mod tune;
+mod v2;
