@@ -108,7 +108,7 @@ async fn the_first_line_is_there_before_the_last_picture_has_even_been_sent() {
     );
     let mut chunks = response.bytes_stream();
     let mut text = Vec::new();
-    while text.iter().filter(|byte| **byte == b'\n').count() < 3 {
+    while text.split(|byte| *byte == b'\n').count() < 4 {
         text.extend_from_slice(&chunks.next().await.unwrap().unwrap());
     }
     let last = part(numbered(3));
