@@ -5,6 +5,7 @@ mod access;
 mod bad_input;
 mod batch;
 mod cli;
+mod console;
 mod detect;
 mod embeddings;
 mod engine;

@@ -1,0 +1,23 @@
+/** What an answer says about a face, in few words. A task that the server does not answer is not spoken of. */
+
+/** The heads of an answer, in the order in which they are shown. */
+export const LABELS = ['gender', 'smile', 'emotion'];
+
+/** The age in short; of a model that knows groups only, its group. */
+export function years(age) {
+  if (!age) return undefined;
+  return age.years === undefined ? age.group : String(Math.round(age.years));
+}
+
+/** `31 years`, or `25-32 years`. */
+export const inYears = (age) => age && `${years(age)} years`;
+
+/** The most probable label of each task; `neutral` of two of them is said once. */
+export const labels = (face) => [...new Set(LABELS.map((task) => face[task]?.label).filter(Boolean))];
+
+/** `about 31 years, male, smiling, happy`. */
+export function gist(face) {
+  const words = labels(face);
+  if (face.age) words.unshift(`about ${inYears(face.age)}`);
+  return words.join(', ') || 'no attributes';
+}
