@@ -2,7 +2,7 @@
 
 import { address, call, credentials, events, key, pause, Problem } from './api.js';
 import { byId, el } from './dom.js';
-import { bytes, count, percent, sentence } from './format.js';
+import { bytes, count, sentence } from './format.js';
 
 const PATH = 'v1/evaluations';
 /** How often the list is asked for where nothing runs: others may start something, too. */
@@ -13,17 +13,16 @@ const WATCHED = 2;
 const section = byId('view-evaluations');
 const rows = el('div', { class: 'runs' });
 const cards = new Map();
-const scores = new Map();
 let models = [];
 let visit = null;
 
-/** Whether the server evaluates. One that asks for a key does. */
+/** Whether the server evaluates, for who asks. */
 export async function isOffered() {
   try {
-    await call(PATH);
+    await call(`${PATH}?limit=1`);
     return true;
-  } catch (problem) {
-    return problem.status === 401 || problem.status === 403;
+  } catch {
+    return false;
   }
 }
 
@@ -43,7 +42,7 @@ export async function open() {
   while (!signal.aborted) {
     try {
       const all = await refresh(signal);
-      const moving = all.filter(({ status }) => status === 'running' || status === 'queued');
+      const moving = all.filter(isMoving);
       if (moving.length) await watch(moving.slice(0, WATCHED), signal);
       await pause(moving.length ? 300 : QUIET, signal);
     } catch (problem) {
@@ -72,7 +71,10 @@ async function refresh(signal) {
   evaluations.forEach(update);
   if (!evaluations.length) rows.replaceChildren(el('p', { class: 'note' }, 'Nothing has been evaluated yet.'));
   else rows.querySelector(':scope > p')?.remove();
-  evaluations.forEach(({ id }) => rows.append(cards.get(id)));
+  evaluations.forEach(({ id }, at) => {
+    // What stands in its place already is not moved: it might lose the focus.
+    if (rows.children[at] !== cards.get(id)) rows.insertBefore(cards.get(id), rows.children[at] ?? null);
+  });
   return evaluations;
 }
 
@@ -92,77 +94,59 @@ async function watch(moving, signal) {
 
 /* One evaluation */
 
+/** What cannot change any more is drawn once; of the others only their progress changes, as long as their status does not. */
 function update(evaluation) {
+  const { id, status, progress } = evaluation;
+  const old = cards.get(id);
+  if (old?.dataset.status === status) {
+    old.querySelector('.progress').replaceChildren(...bar(evaluation));
+    old.dataset.done = progress.done;
+    return;
+  }
   const fresh = card(evaluation);
-  const old = cards.get(evaluation.id);
-  cards.set(evaluation.id, fresh);
-  if (!old) return;
-  // What did not change stays, with the focus in it.
-  if (old.dataset.told === fresh.dataset.told) cards.set(evaluation.id, old);
-  else if (old.dataset.status === fresh.dataset.status) {
-    cards.set(evaluation.id, old);
-    old.dataset.told = fresh.dataset.told;
-    for (const part of ['.progress', '.scores']) old.querySelector(part).replaceWith(fresh.querySelector(part));
-  } else old.replaceWith(fresh);
+  cards.set(id, fresh);
+  old?.replaceWith(fresh);
 }
 
 function card(evaluation) {
-  const { id, status, progress, error } = evaluation;
+  const { id, status, dataset, error, report } = evaluation;
   const done = status === 'succeeded';
-  const moving = status === 'running' || status === 'queued';
-  const name = evaluation.dataset?.name ?? evaluation.name ?? id;
-  const node = el('article', { class: 'run', 'data-id': id, 'data-status': status, 'aria-label': `Evaluation ${name}` },
-    el('header', {}, el('h2', {}, name), el('span', { class: 'chip' }, status)),
+  return el('article', { class: 'run', 'data-id': id, 'data-status': status, 'aria-label': `Evaluation of ${dataset}` },
+    el('header', {}, el('h2', {}, dataset), el('span', { class: 'chip' }, status)),
     el('p', { class: 'note' }, facts(evaluation)),
-    el('div', { class: 'progress' }, moving && progress && bar(progress)),
-    el('div', { class: 'scores' }, done && results(evaluation)),
-    error && el('p', { class: 'bad' }, sentence(typeof error === 'string' ? error : error.detail ?? error.title ?? '')),
+    el('div', { class: 'progress' }, bar(evaluation)),
+    done && el('dl', { class: 'scores' }, Object.entries(report.tasks).map(score)),
+    error && el('p', { class: 'bad' }, `${sentence(error).replace(/\.$/, '')}.`),
     el('div', { class: 'actions' },
       done && [link(id, 'report.html', 'Report'), link(id, 'report.json', 'JSON'), link(id, 'predictions.csv', 'Predictions')],
-      remover(id, moving ? 'Cancel' : 'Delete')));
-  node.dataset.told = JSON.stringify([status, progress, scores.has(id)]);
-  return node;
+      status === 'interrupted' && doer('Restart', () => act(id, 'restart')),
+      isMoving(evaluation) ? doer('Cancel', () => act(id, 'cancel')) : doer('Delete', () => remove(id))));
 }
 
-function facts({ created, model, where, group_by: groups, detect }) {
-  const told = [created && new Date(created).toLocaleString(), model?.name ?? model, where, groups && `by ${groups}`, detect && `detect=${detect}`];
-  return told.filter((fact) => typeof fact === 'string' && fact).join(' · ');
-}
+const isMoving = ({ status }) => status === 'running' || status === 'queued';
 
-function bar({ done, total }) {
-  const known = total > 0;
+function facts({ created, model, version, detect, where, group_by: groups, limit }) {
+  const faces = { manifest: 'faces as the set has them', crop: 'faces found', false: 'faces in the centre' }[detect];
   return [
-    el('progress', { max: known ? total : undefined, value: known ? done : undefined, 'aria-label': 'Progress' }),
-    el('span', {}, known ? `${done.toLocaleString('en')} of ${total.toLocaleString('en')}` : 'about to begin'),
+    new Date(created).toLocaleString([], { dateStyle: 'medium', timeStyle: 'short' }), [model, version].filter(Boolean).join(' '),
+    faces, where, limit && `the first ${limit}`, groups.length && `by ${groups.join(', ')}`,
+  ].filter(Boolean).join(' · ');
+}
+
+function bar({ status, progress: { done, total } }) {
+  if (status === 'queued') return ['Waits for its turn'];
+  if (status !== 'running') return [];
+  return [
+    el('progress', { max: total || undefined, value: total ? done : undefined, 'aria-label': 'Progress' }),
+    el('span', {}, `${done.toLocaleString('en')} of ${total.toLocaleString('en')}`),
   ];
 }
 
-/** The figures that people ask for first. */
-function results({ id, report }) {
-  const known = report?.tasks ? report : scores.get(id);
-  if (!known) {
-    fetchReport(id);
-    return undefined;
-  }
-  const figure = ([task, figures]) => {
-    if (!figures?.n) return undefined;
-    const [value, what] = task === 'age' ? [figures.mae.toFixed(2), 'years mean error'] : [percent1(figures.accuracy), 'right'];
-    return el('div', {}, el('dt', {}, sentence(task)), el('dd', {}, el('b', {}, value), ` ${what}`, el('small', {}, count(figures.n, 'face'))));
-  };
-  return el('dl', {}, Object.entries(known.tasks).map(figure));
-}
-
-const percent1 = (share) => (share === 1 ? percent(1) : `${(share * 100).toFixed(1)}%`);
-
-async function fetchReport(id) {
-  if (scores.has(id)) return;
-  scores.set(id, null);
-  try {
-    scores.set(id, await (await call(`${PATH}/${id}/report.json`)).json());
-    cards.get(id)?.querySelector('.scores').replaceChildren(results({ id }) ?? '');
-  } catch {
-    scores.delete(id);
-  }
+/** The figure of a task that people ask for first. */
+function score([task, { n, mae, accuracy }]) {
+  if (!n) return undefined;
+  const [value, what] = task === 'age' ? [mae.toFixed(2), 'years mean error'] : [`${(accuracy * 100).toFixed(1)}%`, 'right'];
+  return el('div', {}, el('dt', {}, sentence(task)), el('dd', {}, el('b', {}, value), ` ${what}`, el('small', {}, count(n, 'face'))));
 }
 
 /** A part of the result. Links do not send a key: where there is one, the part is fetched and saved. */
@@ -183,10 +167,10 @@ function link(id, part, text) {
   return anchor;
 }
 
-/** A button that asks once more before it removes. */
-function remover(id, text) {
+/** A button that asks once more before it does something that cannot be undone; `Restart` does nothing of the kind. */
+function doer(text, work) {
   const button = el('button', { type: 'button', class: 'quiet' }, text);
-  let sure = false;
+  let sure = text === 'Restart';
   button.addEventListener('click', async () => {
     if (!sure) {
       sure = true;
@@ -195,14 +179,21 @@ function remover(id, text) {
       return;
     }
     try {
-      await call(`${PATH}/${id}`, { method: 'DELETE' });
-      cards.get(id)?.remove();
-      cards.delete(id);
+      await work();
     } catch (problem) {
-      if (problem.status !== 404) complain(button, problem);
+      complain(button, problem);
     }
   });
   return button;
+}
+
+/** Cancels or restarts an evaluation, and shows what has become of it. */
+const act = async (id, action) => update(await (await call(`${PATH}/${id}/${action}`, { method: 'POST' })).json());
+
+async function remove(id) {
+  await call(`${PATH}/${id}`, { method: 'DELETE' }).catch((problem) => { if (problem.status !== 404) throw problem; });
+  cards.get(id)?.remove();
+  cards.delete(id);
 }
 
 const complain = (node, problem) => node.after(el('span', { class: 'bad', role: 'alert' }, problem.message));
@@ -220,12 +211,16 @@ function starter() {
     field('Rows', el('input', { name: 'where', placeholder: 'split=test', autocomplete: 'off', spellcheck: 'false' }), 'All without it'),
     field('Groups', el('input', { name: 'group_by', placeholder: 'race', autocomplete: 'off', spellcheck: 'false' }), 'A column'),
     field('Model', modelChoice()),
-    button,
-    state,
+    field('Faces', el('select', { name: 'detect' }, [
+      ['manifest', 'as the set has them'], ['crop', 'find them'], ['false', 'take the centre'],
+    ].map(([value, text]) => el('option', { value }, text)))),
+    el('label', { class: 'field check' }, el('input', { type: 'checkbox', name: 'thumbnails' }), el('span', {}, 'Pictures of the worst errors in the report')),
     el('details', { class: 'note' }, el('summary', {}, 'What is in the zip?'),
       el('p', {}, el('code', {}, 'manifest.csv'), ' and the pictures that it names. The column ', el('code', {}, 'path'),
         ' is one of them; ', el('code', {}, 'age'), ' (years), ', el('code', {}, 'gender'), ' (male, female), ', el('code', {}, 'smile'),
-        ' (0, 1) and ', el('code', {}, 'emotion'), ' are labels, whichever there are. Every other column can choose rows and make groups.')));
+        ' (0, 1) and ', el('code', {}, 'emotion'), ' are labels, whichever there are. Every other column can choose rows and make groups.')),
+    button,
+    state);
   form.addEventListener('submit', async (event) => {
     event.preventDefault();
     button.disabled = true;
@@ -246,7 +241,8 @@ function starter() {
 /** Sends the form; `fetch` does not tell how much of a body has been sent. */
 function start({ elements }, state) {
   const parameters = new URLSearchParams();
-  for (const name of ['where', 'group_by', 'model']) if (elements[name].value.trim()) parameters.set(name, elements[name].value.trim());
+  for (const name of ['where', 'group_by', 'model', 'detect']) if (elements[name].value.trim()) parameters.set(name, elements[name].value.trim());
+  if (elements.thumbnails.checked) parameters.set('thumbnails', true);
   const body = new FormData();
   body.append('dataset', elements.dataset.files[0]);
   return new Promise((resolve, reject) => {

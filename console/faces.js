@@ -4,7 +4,7 @@ import { axis, bars, curve } from './charts.js';
 import { byId, el } from './dom.js';
 import { count, percent, sentence } from './format.js';
 import { pixels } from './stage.js';
-import { gist, inYears, LABELS, labels, years } from './words.js';
+import { gist, LABELS, labels, years } from './words.js';
 
 /** Side of the cut-out of a face, in pixels of the screen. */
 const CROP = 52;
@@ -92,19 +92,19 @@ function card(face, index, { settings }) {
     el('span', { class: 'crop' }, el('canvas', { width: CROP * 2, height: CROP * 2, 'aria-hidden': 'true' }), number),
     el('span', { class: 'gist' },
       age && el('span', { class: 'years' }, el('b', {}, years(age)), ' years',
-        age.low !== undefined && el('span', { class: 'interval' }, `${age.low}–${age.high}`)),
+        el('span', { class: 'interval' }, `${age.low}–${age.high}`)),
       el('span', { class: 'labels' }, words.join(' · ') || (age ? '' : gist(face)))),
-    age?.probabilities && el('span', { class: 'spark', 'aria-hidden': 'true' }, curve(age)));
+    age && el('span', { class: 'spark', 'aria-hidden': 'true' }, curve(age)));
   return el('details', { class: 'face', 'data-face': index, open: index === 0 },
     summary, el('div', { class: 'more' }, age && ageOf(age), LABELS.filter((task) => face[task]).map((task) => bars(task, face[task])),
       el('p', { class: 'note' }, `${whence(face, settings)}, ${Math.round(face.box.width)} × ${Math.round(face.box.height)} pixels.`)));
 }
 
 function ageOf(age) {
-  const told = age.low === undefined
-    ? inYears(age)
-    : [el('b', {}, `${age.years} years`), `, 68% from ${age.low} to ${age.high}, group ${age.group}`];
-  return el('section', { class: 'age' }, el('h3', {}, 'Age'), el('p', {}, told), age.probabilities && [curve(age), axis()]);
+  return el('section', { class: 'age' },
+    el('h3', {}, 'Age'),
+    el('p', {}, el('b', {}, `${age.years} years`), `, 68% from ${age.low} to ${age.high}, group ${age.group}`),
+    curve(age), axis());
 }
 
 /** Cuts the faces out of the picture, as squares with some of what is around them. */

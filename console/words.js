@@ -3,14 +3,8 @@
 /** The heads of an answer, in the order in which they are shown. */
 export const LABELS = ['gender', 'smile', 'emotion'];
 
-/** The age in short; of a model that knows groups only, its group. */
-export function years(age) {
-  if (!age) return undefined;
-  return age.years === undefined ? age.group : String(Math.round(age.years));
-}
-
-/** `31 years`, or `25-32 years`. */
-export const inYears = (age) => age && `${years(age)} years`;
+/** The age in whole years. */
+export const years = (age) => age && String(Math.round(age.years));
 
 /** The most probable label of each task; `neutral` of two of them is said once. */
 export const labels = (face) => [...new Set(LABELS.map((task) => face[task]?.label).filter(Boolean))];
@@ -18,6 +12,6 @@ export const labels = (face) => [...new Set(LABELS.map((task) => face[task]?.lab
 /** `about 31 years, male, smiling, happy`. */
 export function gist(face) {
   const words = labels(face);
-  if (face.age) words.unshift(`about ${inYears(face.age)}`);
+  if (face.age) words.unshift(`about ${years(face.age)} years`);
   return words.join(', ') || 'no attributes';
 }

@@ -64,10 +64,13 @@ def serving(*flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Accounts, limits and tasks of the person's own shell and folder are no part of the test.
+    # Settings of the person's own shell and folder are no part of the test.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FACEWISE_")}
-    log = tempfile.TemporaryFile()
-    command = [PROGRAM, "serve", "--listen", f"127.0.0.1:{port}", "--models", str(ROOT / "models"), *flags]
+    log, folder = tempfile.TemporaryFile(), tempfile.TemporaryDirectory()
+    environment["FACEWISE_DATA_DIR"] = folder.name
+    settings = Path(folder.name) / "facewise.toml"
+    settings.touch()
+    command = [PROGRAM, "serve", "--config", str(settings), "--listen", f"127.0.0.1:{port}", "--models", "models", *flags]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -85,6 +88,7 @@ def serving(*flags):
     finally:
         process.terminate()
         process.wait(30)
+        folder.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -699,7 +703,7 @@ def test_an_evaluation_is_started_followed_and_removed(visit, server, labelled):
     identity = run.get_attribute("data-id")
     _, report = ask(server, f"/v1/evaluations/{identity}/report.json")
     smile = report["tasks"]["smile"]
-    expect(run.locator(".scores")).to_contain_text(f"{smile['accuracy'] * 100:.1f}%".replace("100.0%", "100%"))
+    expect(run.locator(".scores")).to_contain_text(f"{smile['accuracy'] * 100:.1f}%")
     expect(run.locator(".scores")).to_contain_text(f"{smile['n']} faces")
     with page.expect_popup() as popup:
         run.get_by_role("link", name="Report").click()
