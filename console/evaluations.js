@@ -202,6 +202,15 @@ const complain = (node, problem) => node.after(el('span', { class: 'bad', role: 
 
 const modelChoice = () => el('select', { name: 'model' }, models.map(({ name, default: first }) => el('option', { value: first ? '' : name }, name)));
 
+/** How a label is written in a manifest, where that is not plain. */
+const WRITTEN = { age: ' (years)', smile: ' (0, 1)' };
+
+/** The labels that some model here can be scored by. */
+function labels() {
+  const tasks = [...new Set(models.flatMap((model) => model.tasks))];
+  return tasks.flatMap((task, at) => [at ? ', ' : '', el('code', {}, task), WRITTEN[task] ?? '']);
+}
+
 function starter() {
   const field = (text, control, note) => el('label', { class: 'field' }, el('span', {}, text), control, note && el('small', {}, note));
   const state = el('div', { class: 'progress', role: 'status' });
@@ -216,9 +225,8 @@ function starter() {
     ].map(([value, text]) => el('option', { value }, text)))),
     el('label', { class: 'field check' }, el('input', { type: 'checkbox', name: 'thumbnails' }), el('span', {}, 'Pictures of the worst errors in the report')),
     el('details', { class: 'note' }, el('summary', {}, 'What is in the zip?'),
-      el('p', {}, el('code', {}, 'manifest.csv'), ' and the pictures that it names. The column ', el('code', {}, 'path'),
-        ' is one of them; ', el('code', {}, 'age'), ' (years), ', el('code', {}, 'gender'), ' (male, female), ', el('code', {}, 'smile'),
-        ' (0, 1) and ', el('code', {}, 'emotion'), ' are labels, whichever there are. Every other column can choose rows and make groups.')),
+      el('p', {}, el('code', {}, 'manifest.csv'), ' and the pictures that its column ', el('code', {}, 'path'), ' names. Other columns are labels, whichever there are: ',
+        labels(), '. By all that remain, rows can be chosen and grouped.')),
     button,
     state);
   form.addEventListener('submit', async (event) => {

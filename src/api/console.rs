@@ -85,7 +85,9 @@ impl File {
     /// Whether the client says that it has just this content.
     fn is_known(&self, headers: &HeaderMap) -> bool {
         let tags = headers.get_all(IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
-        tags.flat_map(|tags| tags.split(',')).map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == self.etag)
+        tags.flat_map(|tags| tags.split(','))
+            .map(str::trim)
+            .any(|tag| tag == "*" || tag.trim_start_matches("W/") == self.etag)
     }
 
     fn answer(&self, headers: &HeaderMap) -> Response {
@@ -115,7 +117,11 @@ async fn page(State(files): State<Arc<[File]>>, headers: HeaderMap) -> Result<Re
     find(&files, PAGE, &headers)
 }
 
-async fn file(State(files): State<Arc<[File]>>, Path(name): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+async fn file(
+    State(files): State<Arc<[File]>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     if name == PAGE {
         return Err(ApiError::not_found("the console is under /"));
     }

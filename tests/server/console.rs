@@ -6,6 +6,9 @@ use reqwest::Response;
 
 use crate::harness::{TestServer, problem};
 
+/// The picture that strangers are shown.
+const EXAMPLE: &str = "/console/example.jpg";
+
 fn header(response: &Response, name: &str) -> String {
     response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
 }
@@ -43,7 +46,9 @@ async fn the_page_may_do_nothing_but_what_it_needs() {
     assert_eq!(header(&page, "x-content-type-options"), "nosniff");
     let policy = header(&page, "content-security-policy");
     let directives: BTreeSet<&str> = policy.split("; ").collect();
-    for directive in ["default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"] {
+    for directive in
+        ["default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"]
+    {
         assert!(directives.contains(directive), "{policy}");
     }
     assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
@@ -57,10 +62,10 @@ async fn the_page_brings_all_that_it_needs_and_is_small() {
     let expected: usize = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/console")).unwrap().count();
     // The example comes from another folder.
     assert_eq!(names.len(), expected + 1, "every file of console/ is served and used: {names:?}");
-    assert!(names.contains("/console/example.jpg"), "{names:?}");
+    assert!(names.contains(EXAMPLE), "{names:?}");
 
     let mut size = 0;
-    for (name, body) in files.iter().filter(|(name, _)| !name.ends_with(".jpg")) {
+    for (name, body) in files.iter().filter(|(name, _)| name != EXAMPLE) {
         size += body.len();
         let text = std::str::from_utf8(body).unwrap().replace("http://www.w3.org/2000/svg", "");
         assert!(!text.contains("://") && !text.contains("\"//"), "{name} names another server");
@@ -77,10 +82,13 @@ async fn browsers_fetch_a_file_once() {
         ("/console/app.js", "text/javascript; charset=utf-8"),
         ("/console/style.css", "text/css; charset=utf-8"),
         ("/console/icon.svg", "image/svg+xml"),
-        ("/console/example.jpg", "image/jpeg"),
+        (EXAMPLE, "image/jpeg"),
     ] {
         let first = server.get(path).send().await.unwrap();
-        assert_eq!((header(&first, "content-type"), header(&first, "cache-control")), (content_type.into(), "no-cache".into()));
+        assert_eq!(
+            (header(&first, "content-type"), header(&first, "cache-control")),
+            (content_type.into(), "no-cache".into())
+        );
         let etag = header(&first, "etag");
         for known in [etag.clone(), format!("W/{etag}"), format!("\"other\", {etag}"), "*".into()] {
             let again = server.get(path).header("if-none-match", &known).send().await.unwrap();
@@ -95,7 +103,14 @@ async fn browsers_fetch_a_file_once() {
 #[tokio::test]
 async fn other_paths_and_methods_are_problems() {
     let server = TestServer::start(&[]).await;
-    for path in ["/console/nothing.js", "/console/index.html", "/console/", "/console", "/console/..%2fconsole%2fapp.js", "/index.html"] {
+    for path in [
+        "/console/nothing.js",
+        "/console/index.html",
+        "/console/",
+        "/console",
+        "/console/..%2fconsole%2fapp.js",
+        "/index.html",
+    ] {
         let (status, code, _) = problem(server.get(path).send().await.unwrap()).await;
         assert_eq!((status, code.as_str()), (404, "not_found"), "{path}");
     }
