@@ -6,6 +6,7 @@ the pictures of the documentation are written, too.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -59,8 +60,8 @@ WATCH_SHIFTS = """
 
 
 @contextlib.contextmanager
-def serving(*flags):
-    """A server of its own; its address."""
+def serving(*flags, settings=""):
+    """A server with flags and a facewise.toml of its own; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,9 +69,9 @@ def serving(*flags):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FACEWISE_")}
     log, folder = tempfile.TemporaryFile(), tempfile.TemporaryDirectory()
     environment["FACEWISE_DATA_DIR"] = folder.name
-    settings = Path(folder.name) / "facewise.toml"
-    settings.touch()
-    command = [PROGRAM, "serve", "--config", str(settings), "--listen", f"127.0.0.1:{port}", "--models", "models", *flags]
+    config = Path(folder.name) / "facewise.toml"
+    config.write_text(settings)
+    command = [PROGRAM, "serve", "--config", str(config), "--listen", f"127.0.0.1:{port}", "--models", "models", *flags]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -569,33 +570,41 @@ def test_without_https_the_console_says_why_there_is_no_camera(visit, server):
     assert page.evaluate("getSelection().toString()").startswith("curl ")
 
 
-def test_a_server_with_keys_is_given_one(visit):
-    console = visit()
-    page = console.page
-    console.expected.append("401")
-    problem = {"title": "A key is needed", "status": 401, "code": "unauthorized", "detail": "no key", "request_id": "x"}
+def key(secret, scope):
+    """A key as facewise.toml knows it."""
+    return f"[[keys]]\nname = '{scope}'\nsha256 = '{hashlib.sha256(secret.encode()).hexdigest()}'\nscopes = ['{scope}']\n"
 
-    def guard(route):
-        if route.request.headers.get("authorization") == "Bearer s3cret":
-            route.continue_()
-        else:
-            route.fulfill(status=401, content_type="application/problem+json", body=json.dumps(problem))
 
-    page.route("**/v1/**", guard)
-    page.reload()
-    field = page.get_by_label("API key")
-    expect(field).to_be_focused()
-    expect(page.locator("#server")).to_have_text("needs a key")
-    console.give(GROUP)
-    console.settled()
-    expect(page.locator(".failure")).to_contain_text("A key is needed")
-    field.fill("s3cret")
-    field.press("Enter")
-    console.settled()
-    expect(console.cards().first).to_be_visible()
-    command = page.locator(".code pre").first.inner_text()
-    assert '-H "authorization: Bearer $FACEWISE_KEY"' in command and "s3cret" not in page.content()
-    assert page.evaluate("localStorage.length") == 0, "the key does not outlive the tab"
+def test_a_server_with_keys_is_given_one(browser):
+    with serving(settings=key("s3cret", "predict") + key("0ther", "evaluate")) as address:
+        console = Console(browser, address)
+        console.expected += ["401", "403"]
+        page = console.page
+        expect(page.get_by_label("API key")).to_be_focused()
+        expect(page.locator("#server")).to_have_text("needs a key")
+        console.give(GROUP)
+        console.settled()
+        expect(page.locator(".failure")).to_contain_text("Give a key under Settings.")
+
+        def identify(secret):
+            page.get_by_label("API key").fill(secret)
+            page.get_by_label("API key").press("Enter")
+            expect(page.locator("#server")).to_have_text(re.compile("face-attributes"))
+            console.settled()
+
+        identify("0ther")
+        expect(page.locator(".failure")).to_contain_text("The key under Settings does not allow this.")
+        identify("s3cret")
+        expect(console.cards()).to_have_count(9)
+        command = page.locator(".code pre").first.inner_text()
+        environment = {**os.environ, "FACEWISE_KEY": "s3cret"}
+        answer = subprocess.run(["bash", "-c", command.replace("curl", "curl --silent", 1)], cwd=GROUP.parent, env=environment, capture_output=True)
+        assert len(json.loads(answer.stdout)["faces"]) == 9
+        assert "s3cret" not in page.content()
+        assert page.evaluate("localStorage.length") == 0, "the key does not outlive the tab"
+        page.reload()
+        expect(page.locator("#server")).to_have_text(re.compile("face-attributes"))
+        console.close()
 
 
 def test_colours_are_chosen_and_kept(visit):
