@@ -32,7 +32,7 @@ venv = $(PYTHON) -m venv --clear $(1) || { echo "facewise: $(PYTHON) could not m
 TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training --
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-cuda test clients conformance conformance-contract lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
+.PHONY: help serve serve-cuda test clients conformance conformance-contract conformance-console screenshots lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
 	export-detector reports bench bench-latency bench-overload bench-serving bench-training clean
 .PHONY: cargo python c++ nvidia wrk
 
@@ -67,7 +67,7 @@ $(CLIENTS_VENV)/installed: tests/clients/tritonclient.txt | python
 		--retries 1 --timeout 20 --only-binary :all: --requirement tests/clients/tritonclient.txt && touch $@; } || \
 		echo "facewise: they could not be installed (above is why): the tests that need them are skipped." >&2
 
-conformance: conformance-contract ## the server as programs see it that others wrote; fetches these from PyPI
+conformance: conformance-contract conformance-console ## the server as programs see it that others wrote; fetches these from PyPI
 
 conformance-contract: cargo onnxruntime $(CONFORMANCE_VENV)/schemathesis
 	$(CARGO) build --locked --package facewise --bin facewise
@@ -77,6 +77,22 @@ conformance-contract: cargo onnxruntime $(CONFORMANCE_VENV)/schemathesis
 $(CONFORMANCE_VENV)/schemathesis: tests/clients/requirements.txt | python
 	@[ -x $(CONFORMANCE_VENV)/bin/python ] || $(call venv,$(CONFORMANCE_VENV))
 	$(CONFORMANCE_VENV)/bin/python -m pip install --quiet --no-cache-dir --requirement tests/clients/requirements.txt
+	@touch $@
+
+CONSOLE := $(CONFORMANCE_VENV)/bin/python -B -m pytest -p no:cacheprovider -rs tests/clients/console.py
+
+# Where there is no Chromium, the tests say so and are skipped.
+conformance-console: cargo onnxruntime $(CONFORMANCE_VENV)/console-installed
+	$(CARGO) build --locked --package facewise --bin facewise
+	@FACEWISE=$(abspath $(BUILT_DEBUG))/facewise $(CONSOLE) $(ARGS)
+
+screenshots: cargo onnxruntime $(CONFORMANCE_VENV)/console-installed ## writes the pictures of the console to docs/images/ (needs chromium)
+	$(CARGO) build --release --locked --package facewise --bin facewise
+	@FACEWISE=$(abspath $(BUILT))/facewise FACEWISE_SCREENSHOTS=docs/images $(CONSOLE) -k screenshots $(ARGS)
+
+$(CONFORMANCE_VENV)/console-installed: tests/clients/console-requirements.txt | python
+	@[ -x $(CONFORMANCE_VENV)/bin/python ] || $(call venv,$(CONFORMANCE_VENV))
+	$(CONFORMANCE_VENV)/bin/python -m pip install --quiet --no-cache-dir --requirement $<
 	@touch $@
 
 lint: cargo c++ libtorch ## formatting and clippy, warnings are errors

@@ -4,6 +4,7 @@
 mod access;
 mod batch;
 mod body;
+mod console;
 mod docs;
 mod embeddings;
 pub mod error;
@@ -72,7 +73,8 @@ pub fn router(app: &Arc<App>) -> Router {
         routes = routes.merge(guarded(scrape(), &app.access, None));
     }
     let (routes, description) = routes.split_for_parts();
-    finished(routes.with_state(Arc::clone(app)).merge(docs::routes(description)), app)
+    let routes = routes.with_state(Arc::clone(app)).merge(docs::routes(description)).merge(console::routes());
+    finished(routes, app)
 }
 
 /// What is answered on the address for the metrics, health too: whoever scrapes these asks for that.

@@ -6,6 +6,7 @@ mod bad_input;
 mod batch;
 mod cli;
 mod clients;
+mod console;
 mod detect;
 mod embeddings;
 mod engine;
