@@ -246,3 +246,23 @@ fn reports_are_compared_and_bounded() {
     assert_eq!(missing.check(&this).unwrap_err().to_string(), "the report has no figure 'emotion.accuracy'");
     assert_eq!(serde_json::from_str::<Report>(&serde_json::to_string(&this).unwrap()).unwrap(), this);
 }
+
+/// Bytes of this process that are in memory.
+fn resident() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+#[test]
+fn memory_does_not_grow_with_the_rows() {
+    let (_dir, dataset) = set(200);
+    let rows: Vec<&Row> = dataset.rows().iter().collect();
+    let mut gathered = Gathered::new(Columns::of(&dataset, &["side".to_owned(), "smile".to_owned()], &rows).unwrap());
+    let mut add = |times: usize| rows.iter().cycle().take(times).for_each(|row| gathered.add(row, &answer(row)));
+    add(2_000);
+    let before = resident();
+    add(50_000);
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 2 << 20, "{grown} bytes more for 25 times the rows");
+    assert_eq!(gathered.tasks().age.unwrap().n, 52_000);
+}
