@@ -36,7 +36,7 @@ fn set(rows: u32) -> (TempDir, Dataset) {
 fn answer(row: &Row) -> Prediction {
     let number = row.line as u32 - 2;
     let years = row.labels.age.unwrap() + (number % 7) as f32;
-    let smiling = if (number % 5 == 0) == (row.labels.smile == Some(1)) { 0.3 } else { 0.8 };
+    let smiling = if number.is_multiple_of(5) == (row.labels.smile == Some(1)) { 0.3 } else { 0.8 };
     Prediction {
         age: Some(AgeReading { years: years + 0.123_456_7, low: years as u8, high: years as u8 + 9 }),
         smile: Some(LabelDistribution::from_probabilities(Task::Smile, &[1.0 - smiling, smiling]).unwrap()),
@@ -47,7 +47,9 @@ fn answer(row: &Row) -> Prediction {
 fn gathered(dataset: &Dataset, names: &[String]) -> Gathered {
     let rows: Vec<&Row> = dataset.rows().iter().collect();
     let mut gathered = Gathered::new(Columns::of(dataset, names, &rows).unwrap());
-    rows.iter().for_each(|row| gathered.add(row, &answer(row)));
+    for row in &rows {
+        gathered.add(row, &answer(row));
+    }
     gathered
 }
 
@@ -133,7 +135,9 @@ fn predictions_read_back_as_they_were_written() {
     };
     let mut file = Vec::new();
     let mut writer = Writer::new(&mut file, &TASKS).unwrap();
-    rows.iter().for_each(|row| writer.write(row, &outcome(row)).unwrap());
+    for row in &rows {
+        writer.write(row, &outcome(row)).unwrap();
+    }
     writer.flush().unwrap();
     drop(writer);
 
@@ -167,7 +171,7 @@ fn predictions_read_back_as_they_were_written() {
     // Wherever a write was cut, what is complete is found, and no row twice or by half.
     for cut in 0..file.len() {
         let (replayed, found) = read(&file[..cut]);
-        let complete = file[..cut].iter().filter(|byte| **byte == b'\n').count();
+        let complete = file[..cut].split(|byte| *byte == b'\n').count() - 1;
         assert_eq!(
             (replayed.rows, found.len()),
             (complete.saturating_sub(1), complete.saturating_sub(1)),
