@@ -31,7 +31,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::error::{ApiError, Code, responses};
+use super::error::{ACCESS, ApiError, Code, responses};
 use super::{body, models};
 use crate::app::App;
 use crate::config::Http;
@@ -172,7 +172,7 @@ struct NotAccepted;
 
 impl utoipa::IntoResponses for NotAccepted {
     fn responses() -> BTreeMap<String, RefOr<Answer>> {
-        responses(&[
+        let own = [
             Code::BadRequest,
             Code::NotFound,
             Code::Timeout,
@@ -182,7 +182,8 @@ impl utoipa::IntoResponses for NotAccepted {
             Code::Deadline,
             Code::Internal,
             Code::InsufficientStorage,
-        ])
+        ];
+        responses(&[&own[..], &ACCESS].concat())
     }
 }
 
@@ -191,7 +192,7 @@ struct NoEvaluation;
 
 impl utoipa::IntoResponses for NoEvaluation {
     fn responses() -> BTreeMap<String, RefOr<Answer>> {
-        responses(&[Code::BadRequest, Code::NotFound, Code::Internal])
+        responses(&[&[Code::BadRequest, Code::NotFound, Code::Internal][..], &ACCESS].concat())
     }
 }
 
