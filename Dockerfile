@@ -4,8 +4,9 @@
 #
 # docker run --read-only --publish 8080:8080 facewise
 #
-# It writes nothing, needs no right but its port, and asks itself for its health. Settings are FACEWISE_* variables, or
-# /etc/facewise/facewise.toml; --volume ./my-models:/models:ro serves other models than those inside.
+# As it is, it writes nothing, needs no right but its port, and asks itself for its health. Settings are FACEWISE_* variables, or
+# /etc/facewise/facewise.toml; --volume ./my-models:/models:ro serves other models than those inside, and
+# --volume evaluations:/data --env FACEWISE_DATA_DIR=/data keeps evaluations of labelled sets, which there are none of without it.
 
 ARG PROVIDER=cpu
 # Whoever wants the very same bytes each time names these by their digests: --build-arg RUST_IMAGE=rust@sha256:…
@@ -35,7 +36,10 @@ COPY models /models
 COPY LICENSE-APACHE LICENSE-MIT /opt/facewise/
 ENV PATH=/opt/facewise/bin:$PATH \
     FACEWISE_LISTEN=0.0.0.0:8080 \
-    FACEWISE_MODELS=/models
+    FACEWISE_MODELS=/models \
+    FACEWISE_DATA_DIR=none
+# A volume that is mounted here belongs to whom the folder belongs to.
+RUN install --directory --owner 65532 --group 65532 --mode 0700 /data
 WORKDIR /etc/facewise
 USER 65532:65532
 EXPOSE 8080
