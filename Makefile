@@ -125,11 +125,15 @@ endif
 
 # Three runs, each from the weights of the one before; the first has fewer blocks. What was stopped goes on where it was.
 train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DATA, into runs/default; goes on after a stop
-	@init=; for run in default-start default-middle default; do \
-		resume=; if [ -e runs/$$run/checkpoint.safetensors ]; then resume=--resume; init=; fi; \
+	@set -e; train() { run=$$1; shift; \
+		if [ -e runs/$$run/checkpoint.safetensors ]; then start=--resume; else start=$${init:+--init $$init}; fi; \
 		[ -e runs/$$run/weights.safetensors ] || $(TRAINER) train --config training/configs/$$run.toml \
-			--data $(FACEWISE_DATA) --run runs/$$run $$resume $$init $(ARGS) || exit 1; \
-		init="--init runs/$$run/weights.safetensors"; done
+			--data $(FACEWISE_DATA) --run runs/$$run $$start "$$@" $(ARGS); \
+		init=runs/$$run/weights.safetensors; }; \
+	init=; for run in default-start default-middle default-late default-coarse; do train $$run; done; \
+	init=runs/default-average.safetensors; \
+	$(TRAINER) average runs/default-late/weights.safetensors runs/default-coarse/weights.safetensors --out $$init; \
+	train default --teacher $$init
 
 export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/
 	@$(TRAINER) export --data $(FACEWISE_DATA) --weights training/weights/face-attributes-1.safetensors $(ARGS)
