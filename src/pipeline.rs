@@ -401,8 +401,8 @@ impl Pipeline {
         self.cpu.run(work).instrument(debug_span!("align")).await?
     }
 
-    /// Decodes a picture, for a detector of this size if for one, and hands it on, in one go where enough pixels are free, which is nearly always; else waits for
-    /// them without holding a thread.
+    /// Decodes a picture, for a detector of this size if for one, and hands it on, in one go where enough pixels are free, which is
+    /// nearly always; else waits for them without holding a thread.
     async fn decoded<T, F>(&self, bytes: Bytes, detector: Option<u32>, then: F) -> Result<T, PipelineError>
     where
         T: Send + 'static,

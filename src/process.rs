@@ -15,9 +15,10 @@ const TUNABLES: &str = "GLIBC_TUNABLES";
 /// Prepares this process for computing; to be called first of all, before there are other threads. It must not be called by a
 /// process whose arguments do not tell all that it is to do, for it may begin anew.
 ///
-/// * Large pages for what ONNX Runtime allocates: its networks are megabytes that every run reads, and looking up their small
-///   pages takes 5 to 10 % of a busy server's time. glibc decides about that when a process starts, so this one starts itself
-///   anew, once, with the same arguments and the same number, unless `GLIBC_TUNABLES` is set already.
+/// * Large pages for what ONNX Runtime allocates: its networks are megabytes that every run reads, and on a busy server small
+///   pages have to be looked up again and again (`GLIBC_TUNABLES=glibc.malloc.hugetlb=0 facewise serve` shows the difference).
+///   glibc decides about that when a process starts, so this one starts itself anew, once, with the same arguments and the same
+///   number, unless `GLIBC_TUNABLES` is set already.
 /// * The policy `SCHED_BATCH`: a thread that wakes up to hand a request on waits for the end of a time slice rather than take a
 ///   core from a run with warm caches. An idle core is taken at once as before.
 ///

@@ -10,7 +10,6 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::body;
 use super::error::ApiError;
 use super::middleware::Peer;
 use crate::access::{Access, Denied, Scope};
@@ -41,10 +40,7 @@ pub(super) fn guarded(
 async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     match guard.admit(&request) {
         Ok(()) => next.run(request).await,
-        Err(error) => {
-            body::discard(request).await;
-            error.into_response()
-        }
+        Err(error) => error.into_response(),
     }
 }
 

@@ -26,7 +26,7 @@ use utoipa::openapi::RefOr;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::body;
-use super::error::{ACCESS, ApiError, Code, Problem, responses};
+use super::error::{ACCESS, ApiError, Problem, WORK, responses};
 use super::form::{self, Upload};
 use super::middleware::{Deadline, RequestId};
 use super::predict::{Parameters, Wishes};
@@ -133,17 +133,7 @@ struct Errors;
 
 impl IntoResponses for Errors {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        let own = [
-            Code::BadRequest,
-            Code::NotFound,
-            Code::Timeout,
-            Code::PayloadTooLarge,
-            Code::UnsupportedMediaType,
-            Code::Overloaded,
-            Code::Deadline,
-            Code::Internal,
-        ];
-        responses(&[&own[..], &ACCESS].concat())
+        responses(&[&WORK[..], &ACCESS].concat())
     }
 }
 
@@ -178,14 +168,8 @@ pub(super) async fn predict_batch(
     Extension(Deadline(deadline)): Extension<Deadline>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let understood = Wishes::of(request.uri(), &app).and_then(|wishes| Ok((wishes, packing(request.headers())?)));
-    let (wishes, packing) = match understood {
-        Ok(understood) => understood,
-        Err(error) => {
-            body::discard(request).await;
-            return Err(error);
-        }
-    };
+    let wishes = Wishes::of(request.uri(), &app)?;
+    let packing = packing(request.headers())?;
     let one_by_one = wants_lines(request.headers());
     let now = Instant::now();
     let deadline = now + deadline.saturating_duration_since(now).mul_f64(1.0 - ANSWERING);
@@ -232,10 +216,7 @@ fn wants_lines(headers: &HeaderMap) -> bool {
 
 /// The pictures in a JSON body; it is admitted as a whole while it is read.
 async fn from_json(request: Request, app: &App) -> Result<Vec<Result<Bytes, ApiError>>, ApiError> {
-    let Ok(_admitted) = app.admission.try_acquire() else {
-        body::discard(request).await;
-        return Err(ApiError::overloaded());
-    };
+    let Ok(_admitted) = app.admission.try_acquire() else { return Err(ApiError::overloaded()) };
     let (_, body) = body::read(request, &app.settings.http).await?;
     let most = app.settings.http.max_pictures;
     // Megabytes of base64 are work, and work is not done on the threads that talk to clients.
@@ -342,6 +323,7 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
+    use crate::api::error::Code;
 
     #[test]
     fn lines_are_sent_to_those_who_ask_for_them() {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use super::error::{ACCESS, ApiError, Code, responses};
+use super::error::{ACCESS, ApiError, Code, WORK, responses};
 use super::middleware::{Deadline, RequestId};
 use super::{body, models};
 use crate::answer::Description;
@@ -69,18 +69,7 @@ struct Errors;
 
 impl IntoResponses for Errors {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        let own = [
-            Code::BadRequest,
-            Code::NotFound,
-            Code::Timeout,
-            Code::PayloadTooLarge,
-            Code::UnsupportedMediaType,
-            Code::Overloaded,
-            Code::Deadline,
-            Code::Internal,
-            Code::NotReady,
-        ];
-        responses(&[&own[..], &ACCESS].concat())
+        responses(&[&WORK[..], &[Code::NotReady], &ACCESS].concat())
     }
 }
 
@@ -108,11 +97,7 @@ pub(super) async fn predict_embeddings(
     Extension(Deadline(deadline)): Extension<Deadline>,
     request: Request,
 ) -> Result<Json<Descriptions>, ApiError> {
-    let Ok(_admitted) = app.admission.try_acquire() else {
-        body::discard(request).await;
-        return Err(ApiError::overloaded());
-    };
-    // The body comes first: an answer to a client that still sends might never be read.
+    let Ok(_admitted) = app.admission.try_acquire() else { return Err(ApiError::overloaded()) };
     let (head, body) = body::read(request, &app.settings.http).await?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(&head.uri)
         .map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;

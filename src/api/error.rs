@@ -397,6 +397,18 @@ fn header_of(status: u16) -> Option<(&'static str, &'static str, Type)> {
     }
 }
 
+/// The errors of work that a body is sent for and that waits for its turn.
+pub const WORK: [Code; 8] = [
+    Code::BadRequest,
+    Code::NotFound,
+    Code::Timeout,
+    Code::PayloadTooLarge,
+    Code::UnsupportedMediaType,
+    Code::Overloaded,
+    Code::Deadline,
+    Code::Internal,
+];
+
 /// The errors of whoever asks without a key, with another one, or too often: where keys are needed.
 pub const ACCESS: [Code; 3] = [Code::Unauthorized, Code::Forbidden, Code::RateLimited];
 

@@ -31,8 +31,8 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::error::{ACCESS, ApiError, Code, responses};
-use super::{body, models};
+use super::error::{ACCESS, ApiError, Code, WORK, responses};
+use super::models;
 use crate::app::App;
 use crate::config::Http;
 use crate::jobs::{Evaluation, Evaluations, JobsError, Order, Part, Spool, Status};
@@ -172,18 +172,7 @@ struct NotAccepted;
 
 impl utoipa::IntoResponses for NotAccepted {
     fn responses() -> BTreeMap<String, RefOr<Answer>> {
-        let own = [
-            Code::BadRequest,
-            Code::NotFound,
-            Code::Timeout,
-            Code::PayloadTooLarge,
-            Code::UnsupportedMediaType,
-            Code::Overloaded,
-            Code::Deadline,
-            Code::Internal,
-            Code::InsufficientStorage,
-        ];
-        responses(&[&own[..], &ACCESS].concat())
+        responses(&[&WORK[..], &[Code::InsufficientStorage], &ACCESS].concat())
     }
 }
 
@@ -235,22 +224,13 @@ fn no_evaluation() -> ApiError {
     )
 )]
 async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let (head, mut body) = request.into_parts();
-    let taken = take_in(&app, &head.uri, &head.headers, &mut body).await;
-    match taken {
-        Ok(Evaluation { id, status, .. }) => {
-            let location = format!("{PATH}/{id}");
-            Ok((StatusCode::ACCEPTED, [(LOCATION, location)], Json(Accepted { id, status })).into_response())
-        }
-        Err(error) => {
-            // Whoever still sends would not read the answer.
-            body::discard_body(body).await;
-            Err(error)
-        }
-    }
+    let (head, body) = request.into_parts();
+    let Evaluation { id, status, .. } = take_in(&app, &head.uri, &head.headers, body).await?;
+    let location = format!("{PATH}/{id}");
+    Ok((StatusCode::ACCEPTED, [(LOCATION, location)], Json(Accepted { id, status })).into_response())
 }
 
-async fn take_in(app: &App, uri: &Uri, headers: &HeaderMap, body: &mut Body) -> Result<Evaluation, ApiError> {
+async fn take_in(app: &App, uri: &Uri, headers: &HeaderMap, body: Body) -> Result<Evaluation, ApiError> {
     let evaluations = app.evaluations()?;
     let Query(wishes) = Query::<Wishes>::try_from_uri(uri).map_err(|error| ApiError::bad_request(error.body_text()))?;
     let mut order = wishes.order(app)?;
@@ -291,7 +271,7 @@ fn boundary(headers: &HeaderMap) -> Result<String, ApiError> {
 async fn receive(
     spool: &Spool,
     boundary: String,
-    body: &mut Body,
+    body: Body,
     settings: &Http,
     limit: bytesize::ByteSize,
 ) -> Result<String, ApiError> {

@@ -1,22 +1,18 @@
 //! The pictures of a form, read as they arrive: none is held longer than somebody works on it, and what belongs to no picture
 //! is not held at all.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, TryStreamExt, stream};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use multer::{Field, Multipart};
-use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
-use super::body;
 use super::error::ApiError;
 use super::upload::PARTS;
 use crate::app::App;
@@ -51,26 +47,9 @@ impl Upload {
 #[error("the head of a part is too large")]
 struct HeadTooLarge;
 
-/// A body that the parser reads, and that is there still when it has given up.
-#[derive(Clone)]
-struct Shared(Arc<Mutex<Body>>);
-
-impl HttpBody for Shared {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut *self.0.lock()).poll_frame(context)
-    }
-}
-
 /// A form whose parts are read one after the other.
 struct Form {
     parts: Multipart<'static>,
-    body: Shared,
     /// Bytes that the parser has got since it gave the last piece of a part.
     unparsed: Arc<AtomicUsize>,
     app: Arc<App>,
@@ -87,25 +66,16 @@ pub(super) fn pictures(
 ) -> impl Stream<Item = Result<Upload, ApiError>> {
     let http = &app.settings.http;
     let limit = http.max_body().saturating_mul(http.max_pictures).saturating_add(AROUND);
-    let (body, unparsed) = (Shared(Arc::new(Mutex::new(body))), Arc::new(AtomicUsize::new(0)));
+    let unparsed = Arc::new(AtomicUsize::new(0));
     let counted = {
         let unparsed = Arc::clone(&unparsed);
-        Limited::new(body.clone(), limit).into_data_stream().and_then(move |data| {
+        Limited::new(body, limit).into_data_stream().and_then(move |data| {
             let held = unparsed.fetch_add(data.len(), Ordering::Relaxed) + data.len();
             std::future::ready(if held <= UNPARSED { Ok(data) } else { Err(HeadTooLarge.into()) })
         })
     };
-    let form = Form { parts: Multipart::new(counted, boundary), body, unparsed, app, deadline, count: 0 };
-    stream::try_unfold(form, |mut form| async move {
-        match form.next().await {
-            Ok(upload) => Ok(upload.map(|upload| (upload, form))),
-            Err(error) => {
-                // The client must come to read the answer.
-                body::discard_body(form.body).await;
-                Err(error)
-            }
-        }
-    })
+    let form = Form { parts: Multipart::new(counted, boundary), unparsed, app, deadline, count: 0 };
+    stream::try_unfold(form, |mut form| async move { Ok(form.next().await?.map(|upload| (upload, form))) })
 }
 
 impl Form {

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{self, ACCEPT, ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_request_with_state};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use prometheus::IntGauge;
@@ -50,12 +50,13 @@ const OTHER: &str = "other";
 
 /// Lays the stack around the routes. From the outside in:
 ///
-/// 1. [`observe`] sees every answer there is, whoever made it, and knows the request's id: it counts, logs, and gives
+/// 1. [`body::lingering`] lets every client come to read its answer, however early it was known.
+/// 2. [`observe`] sees every answer there is, whoever made it, and knows the request's id: it counts, logs, and gives
 ///    errors their body.
-/// 2. [`cross_origin`] answers the question that browsers ask beforehand, and marks every answer, errors too, as readable for
+/// 3. [`cross_origin`] answers the question that browsers ask beforehand, and marks every answer, errors too, as readable for
 ///    the pages that may; it is left out where no origin is allowed.
-/// 3. [`shield`] turns a panic of all that is inside into an answer, which the first then counts.
-/// 4. [`time_limit`] lies inside both, so that a request that took too long is counted like any other.
+/// 4. [`shield`] turns a panic of all that is inside into an answer, which [`observe`] then counts.
+/// 5. [`time_limit`] lies inside both, so that a request that took too long is counted like any other.
 ///
 /// Who may come to a route at all is asked before the route itself: [`super::access`].
 pub(super) fn stack(routes: Router, app: &Arc<App>) -> Router {
@@ -64,7 +65,8 @@ pub(super) fn stack(routes: Router, app: &Arc<App>) -> Router {
         Some(origins) => routes.layer(cross_origin(origins)),
         None => routes,
     };
-    routes.layer(from_fn_with_state(Arc::clone(app), observe))
+    let routes = routes.layer(from_fn_with_state(Arc::clone(app), observe));
+    routes.layer(map_request_with_state(Arc::clone(app), body::lingering))
 }
 
 /// Which pages of other origins may read the answers. Cookies are no matter: there are none.
@@ -186,10 +188,7 @@ async fn time_limit(State(app): State<Arc<App>>, mut request: Request, next: Nex
     };
     let limit = match own_limit(request.headers()) {
         Ok(own) => own.map_or(most, |own| own.min(most)),
-        Err(error) => {
-            body::discard(request).await;
-            return error.into_response();
-        }
+        Err(error) => return error.into_response(),
     };
     let deadline = tokio::time::Instant::now() + limit;
     request.extensions_mut().insert(Deadline(deadline.into_std()));

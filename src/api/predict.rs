@@ -14,7 +14,7 @@ use serde::Deserialize;
 use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use super::error::{ACCESS, ApiError, Code, responses};
+use super::error::{ACCESS, ApiError, Code, WORK, responses};
 use super::middleware::{Deadline, RequestId, SERVER_TIMING};
 use super::{body, models, upload};
 use crate::answer::{Extras, Prediction};
@@ -145,19 +145,7 @@ pub(super) struct Errors;
 
 impl IntoResponses for Errors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        let own = [
-            Code::BadRequest,
-            Code::NotFound,
-            Code::Timeout,
-            Code::PayloadTooLarge,
-            Code::UnsupportedMediaType,
-            Code::UnreadableImage,
-            Code::Overloaded,
-            Code::Deadline,
-            Code::Internal,
-            Code::NotReady,
-        ];
-        responses(&[&own[..], &ACCESS].concat())
+        responses(&[&WORK[..], &[Code::UnreadableImage, Code::NotReady], &ACCESS].concat())
     }
 }
 
@@ -195,11 +183,7 @@ pub(super) async fn predict(
     request: Request,
 ) -> Result<impl IntoResponse, ApiError> {
     let started = Instant::now();
-    let Ok(_admitted) = app.admission.try_acquire() else {
-        body::discard(request).await;
-        return Err(ApiError::overloaded());
-    };
-    // The body comes first: an answer to a client that still sends might never be read.
+    let Ok(_admitted) = app.admission.try_acquire() else { return Err(ApiError::overloaded()) };
     let (head, body) = body::read(request, &app.settings.http).await?;
     let wishes = Wishes::of(&head.uri, &app)?;
     let picture = upload::picture(&head.headers, body, app.pipeline.cpu());

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use futures_util::stream;
 use reqwest::Body;
@@ -154,4 +155,47 @@ async fn a_request_that_waits_too_long_is_told_so() {
     let request = server.post("/v1/predict").body(Body::wrap_stream(body));
     let (status, code, _) = problem(request.send().await.unwrap()).await;
     assert!([(408, "timeout"), (429, "deadline")].contains(&(status, code.as_str())), "{status} {code}");
+}
+
+/// What a client reads that sends megabytes, slowly, and looks for an answer only then.
+fn sent_to_the_end(server: &TestServer, head: &str) -> String {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    let (megabyte, megabytes) = (vec![0; 1 << 20], 12);
+    write!(stream, "{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", megabytes << 20).unwrap();
+    for _ in 0..megabytes {
+        std::thread::sleep(Duration::from_millis(20));
+        stream.write_all(&megabyte).unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_still_sends_comes_to_read_its_answer() {
+    let server = TestServer::start(&["--max-body", "1MB"]).await;
+    for (head, status) in [
+        ("POST /nowhere HTTP/1.1", 404),
+        ("DELETE /v1/predict HTTP/1.1", 405),
+        ("POST /v1/predict HTTP/1.1", 413),
+        ("POST /v1/predict HTTP/1.1\r\nx-request-timeout-ms: 1", 413),
+        ("POST /v1/predict/batch HTTP/1.1", 415),
+        ("POST /v1/evaluations HTTP/1.1", 404),
+        ("POST /v2/models/face-pipeline/infer HTTP/1.1\r\nx-request-timeout-ms: never", 400),
+    ] {
+        let answer = sent_to_the_end(&server, head);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_whether_to_send_is_told_no() {
+    let server = TestServer::start(&["--max-body", "1MB"]).await;
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream
+        .write_all(b"POST /v1/predict HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9000000\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
 }

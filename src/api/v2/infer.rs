@@ -20,7 +20,7 @@ use super::response::{self, InferenceResponse, OutputTensor};
 use super::tensor::{Output, TensorMetadata};
 use super::{ModelPath, Target, face_pipeline};
 use crate::api::body;
-use crate::api::error::{ACCESS, ApiError, Code};
+use crate::api::error::{ACCESS, ApiError, Code, WORK};
 use crate::api::middleware::Deadline;
 use crate::app::App;
 use crate::engine::Model;
@@ -31,19 +31,7 @@ struct Errors;
 
 impl IntoResponses for Errors {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        let codes = [
-            Code::BadRequest,
-            Code::NotFound,
-            Code::Timeout,
-            Code::PayloadTooLarge,
-            Code::UnsupportedMediaType,
-            Code::UnreadableImage,
-            Code::Overloaded,
-            Code::Deadline,
-            Code::Internal,
-            Code::NotReady,
-        ];
-        responses(&[&codes[..], &ACCESS].concat())
+        responses(&[&WORK[..], &[Code::UnreadableImage, Code::NotReady], &ACCESS].concat())
     }
 }
 
@@ -88,11 +76,7 @@ pub(super) async fn infer(
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
     let started = Instant::now();
-    let Ok(_admitted) = app.admission.try_acquire() else {
-        body::discard(request).await;
-        return Err(ApiError::overloaded());
-    };
-    // The body comes first: an answer to a client that still sends might never be read.
+    let Ok(_admitted) = app.admission.try_acquire() else { return Err(ApiError::overloaded()) };
     let (head, body) = body::read(request, &app.settings.http).await?;
     // Of one moment: what is loaded meanwhile is for the next request.
     let target = Target::find(&app, &path)?;
@@ -103,6 +87,9 @@ pub(super) async fn infer(
     let call = app.pipeline.cpu().run(move || request::read(&head.headers, &body, &reads, limits)).await??;
     let own = call.timeout.and_then(|timeout| started.checked_add(timeout));
     let deadline = own.map_or(deadline, |own| own.min(deadline));
+    if deadline <= Instant::now() {
+        return Err(ApiError::deadline());
+    }
     let work = target.answer(&app, call, place, deadline);
     let answer = timeout_at(deadline.into(), work).await.map_err(|_| ApiError::deadline())??;
     app.pipeline.cpu().run(move || answer.write(accepted)).await?
