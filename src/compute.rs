@@ -40,6 +40,11 @@ impl Compute {
         Self { state: Mutex::new(State { free: cores, waiting: [0; PRIORITIES] }), freed: Default::default(), cores }
     }
 
+    /// The bound.
+    pub const fn cores(&self) -> usize {
+        self.cores
+    }
+
     /// Runs `work`, which computes on this many threads, when so many cores are free: all of them where it asks for more, and at
     /// once where it asks for none, because it computes elsewhere. The calling thread waits meanwhile. Work must not ask for
     /// cores itself.

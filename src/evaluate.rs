@@ -93,7 +93,7 @@ pub struct Means<'a> {
     /// The way of a picture.
     pub pipeline: &'a Pipeline,
     /// The network that is scored.
-    pub model: &'a AttributeModel,
+    pub model: &'a Arc<AttributeModel>,
     /// The one that finds the faces, where there is one.
     pub detector: Option<&'a Arc<Detector>>,
 }

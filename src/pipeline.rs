@@ -2,6 +2,7 @@
 //! to the next; the [`Pipeline`] runs them on the right threads and times them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +17,8 @@ use tracing::{Instrument as _, debug_span, field};
 use crate::compute::Compute;
 use crate::config;
 use crate::cpu::{Cpu, Panicked};
-use crate::engine::{AttributeModel, Attributes, Detector, EngineError, Urgency};
+use crate::engine::detector::Tensors;
+use crate::engine::{AttributeModel, Attributes, Detector, EngineError, Inference, Urgency};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
@@ -133,12 +135,13 @@ impl Place {
     }
 }
 
-/// What a network wants to be shown of a face.
-#[derive(Clone, Copy)]
+/// What is to become of a picture's faces.
 struct Recipe {
     template: Template,
     /// Side of a crop in pixels.
     size: u32,
+    /// Whom the thread that cuts them out asks as well, after the detector, if they can answer at once.
+    at_once: Option<Arc<AttributeModel>>,
 }
 
 /// A picture whose longer side would still have so many times the pixels that a detector looks at is decoded at half its size or less. Most
@@ -205,11 +208,13 @@ impl Decoded {
     }
 
     /// Cuts the faces out, and lets the pixels go.
-    fn cut(self, places: Vec<Place>, size: u32, detect: Option<Duration>) -> Cut {
+    fn cut(self, places: Vec<Place>, recipe: &Recipe, detect: Option<Duration>) -> Cut {
         let started = Instant::now();
-        let crops = places.iter().map(|place| self.crop(&place.square, size)).collect();
-        let Info { width, height, .. } = self.info;
-        Cut { width, height, places, crops, decode: self.decode, detect, align: started.elapsed() }
+        let crops: Vec<RgbImage> = places.iter().map(|place| self.crop(&place.square, recipe.size)).collect();
+        let (Info { width, height, .. }, decode, align) = (self.info, self.decode, started.elapsed());
+        drop(self);
+        let answers = recipe.at_once.as_ref().and_then(|model| model.infer_at_once(&crops));
+        Cut { width, height, places, crops, answers, decode, detect, align }
     }
 }
 
@@ -219,9 +224,36 @@ struct Cut {
     height: u32,
     places: Vec<Place>,
     crops: Vec<RgbImage>,
+    /// What the network said, where it was asked at once.
+    answers: Option<Result<Vec<Inference>, EngineError>>,
     decode: Duration,
     detect: Option<Duration>,
     align: Duration,
+}
+
+/// A picture that a detector is shown.
+enum Shown<F> {
+    /// It looked at once.
+    Cut(Result<Cut, PipelineError>),
+    /// It is to look at the square. Then its tensors and the picture are for `F`.
+    Waits(RgbImage, Decoded, F),
+}
+
+/// Counts a picture as long as it lives, also when its client goes away.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    /// With how many there are now, this one included.
+    fn new(counter: &'a AtomicUsize) -> (Self, usize) {
+        let before = counter.fetch_add(1, Ordering::Relaxed);
+        (Self(counter), before + 1)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Either a picture's result, or the pixels that must be waited for before it may be decoded.
@@ -238,6 +270,10 @@ pub struct Pipeline {
     pixels: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     urgency: Urgency,
+    in_progress: AtomicUsize,
+    /// Up to how many pictures in progress have a core each. One thread does all the work of each then; more than that share runs of
+    /// the networks instead.
+    cores: usize,
 }
 
 impl Pipeline {
@@ -250,8 +286,9 @@ impl Pipeline {
         metrics: Arc<Metrics>,
         compute: Arc<Compute>,
     ) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let cores = compute.cores();
         let cpu = Cpu::new(settings.decode_thread_count(), compute)?;
-        Ok(Self::with(settings, cpu, settings.max_megapixels_held, metrics, Urgency::Now))
+        Ok(Self { cores, ..Self::with(settings, cpu, settings.max_megapixels_held, metrics, Urgency::Now) })
     }
 
     /// The same way for pictures that nobody waits for: on threads of its own, which compute when nobody else wants to, through lanes
@@ -278,7 +315,7 @@ impl Pipeline {
     ) -> Self {
         let limits = Limits { max_pixels: u64::from(settings.max_megapixels) * 1_000_000 };
         let pixels = Arc::new(Semaphore::new(megapixels_held as usize * 1_000_000));
-        Self { cpu, limits, pixels, metrics, urgency }
+        Self { cpu, limits, pixels, metrics, urgency, in_progress: AtomicUsize::new(0), cores: 0 }
     }
 
     /// What a picture may be.
@@ -301,13 +338,19 @@ impl Pipeline {
         &self,
         bytes: Bytes,
         whereabouts: Whereabouts,
-        model: &AttributeModel,
+        model: &Arc<AttributeModel>,
         tasks: &Tasks,
     ) -> Result<Analysis, PipelineError> {
-        let recipe = Recipe { template: *model.template(), size: model.model().input_size() };
-        let Cut { width, height, places, crops, decode, detect, align } = self.cut(bytes, whereabouts, recipe).await?;
+        let (_counted, in_progress) = Counted::new(&self.in_progress);
+        let at_once = (in_progress <= self.cores).then(|| Arc::clone(model));
+        let recipe = Recipe { template: *model.template(), size: model.model().input_size(), at_once };
+        let cut = self.cut(bytes, whereabouts, recipe).await?;
+        let Cut { width, height, places, crops, answers, decode, detect, align } = cut;
         let span = debug_span!("attributes", faces = crops.len(), queue_ms = field::Empty, inference_ms = field::Empty);
-        let answers = model.infer_as(self.urgency, crops).instrument(span.clone()).await?;
+        let answers = match answers {
+            Some(answers) => answers,
+            None => model.infer_as(self.urgency, crops).instrument(span.clone()).await,
+        }?;
 
         let mut timings = Timings { decode, detect, align, ..Timings::default() };
         if let Some(last) = answers.iter().max_by_key(|answer| answer.queue + answer.inference) {
@@ -331,7 +374,7 @@ impl Pipeline {
 
     /// From bytes to crops.
     async fn cut(&self, bytes: Bytes, whereabouts: Whereabouts, recipe: Recipe) -> Result<Cut, PipelineError> {
-        let Recipe { template, size } = recipe;
+        let template = recipe.template;
         let cut = match whereabouts {
             Whereabouts::CentredSquare => self.given(bytes, None, recipe).await?,
             Whereabouts::Keypoints(stored) => self.given(bytes, Some(stored), recipe).await?,
@@ -339,7 +382,7 @@ impl Pipeline {
                 let places = move |faces: Vec<Detection>, _| {
                     faces.iter().map(|face| Place::found(face, &template)).collect::<Vec<_>>()
                 };
-                self.detected(bytes, detector, selection, size, places).await?
+                self.detected(bytes, detector, selection, recipe, places).await?
             }
             Whereabouts::Best(detector, selection) => {
                 // The best of all, not only of the most confident ones.
@@ -348,7 +391,7 @@ impl Pipeline {
                     Some(face) => vec![Place::found(face, &template)],
                     None => vec![Place::missed(&template, picture)],
                 };
-                self.detected(bytes, detector, selection, size, places).await?
+                self.detected(bytes, detector, selection, recipe, places).await?
             }
         };
         let stages = &self.metrics.stage_duration;
@@ -362,11 +405,10 @@ impl Pipeline {
 
     /// Cuts out the one face whose place is known.
     async fn given(&self, bytes: Bytes, stored: Option<Landmarks>, recipe: Recipe) -> Result<Cut, PipelineError> {
-        let Recipe { template, size } = recipe;
         self.decoded(bytes, None, move |picture| {
             let landmarks = stored.map(|landmarks| picture.info.displayed(&landmarks));
-            let place = Place::given(landmarks, &template, (picture.info.width, picture.info.height));
-            picture.cut(vec![place], size, None)
+            let place = Place::given(landmarks, &recipe.template, (picture.info.width, picture.info.height));
+            picture.cut(vec![place], &recipe, None)
         })
         .instrument(debug_span!("decode"))
         .await
@@ -379,26 +421,42 @@ impl Pipeline {
         bytes: Bytes,
         detector: Arc<Detector>,
         selection: Selection,
-        size: u32,
+        recipe: Recipe,
         places: P,
     ) -> Result<Cut, PipelineError>
     where
         P: FnOnce(Vec<Detection>, (u32, u32)) -> Vec<Place> + Send + 'static,
     {
-        let (input_size, limits) = (detector.model().input_size(), self.limits);
-        let shown = self.decoded(bytes.clone(), Some(input_size), move |picture| (picture.whole(input_size), picture));
-        let (square, mut picture) = shown.instrument(debug_span!("decode")).await?;
-        let tensors = detector.look_as(self.urgency, square).instrument(debug_span!("detect")).await?;
-        let work = move || {
-            let Info { width, height, .. } = picture.info;
-            let around = Similarity::around(width, height);
-            let faces = detector.read(&tensors, &selection)?.iter().map(|face| face.map(&around)).collect();
-            let detect = picture.since.elapsed();
-            let places = places(faces, (width, height));
-            picture.enlarge(&bytes, limits, &places, size)?;
-            Ok(picture.cut(places, size, Some(detect)))
+        let (size, limits) = (detector.model().input_size(), self.limits);
+        let shown = {
+            let (detector, bytes, at_once) = (Arc::clone(&detector), bytes.clone(), recipe.at_once.is_some());
+            let find = {
+                let detector = Arc::clone(&detector);
+                move |tensors: Tensors, mut picture: Decoded| {
+                    let Info { width, height, .. } = picture.info;
+                    let around = Similarity::around(width, height);
+                    let faces = detector.read(&tensors, &selection)?.iter().map(|face| face.map(&around)).collect();
+                    let detect = picture.since.elapsed();
+                    let places = places(faces, (width, height));
+                    picture.enlarge(&bytes, limits, &places, recipe.size)?;
+                    Ok(picture.cut(places, &recipe, Some(detect)))
+                }
+            };
+            move |picture: Decoded| {
+                let square = picture.whole(size);
+                match if at_once { detector.look_at_once(&square) } else { None } {
+                    Some(tensors) => Shown::Cut(find(tensors, picture)),
+                    None => Shown::Waits(square, picture, find),
+                }
+            }
         };
-        self.cpu.run(work).instrument(debug_span!("align")).await?
+        match self.decoded(bytes, Some(size), shown).instrument(debug_span!("decode")).await? {
+            Shown::Cut(cut) => cut,
+            Shown::Waits(square, picture, find) => {
+                let tensors = detector.look_as(self.urgency, square).instrument(debug_span!("detect")).await?;
+                self.cpu.run(move || find(tensors, picture)).instrument(debug_span!("align")).await?
+            }
+        }
     }
 
     /// Decodes a picture, for a detector of this size if for one, and hands it on, in one go where enough pixels are free, which is
@@ -493,13 +551,15 @@ mod tests {
             ..Place::given(None, &Template::FACE, (2560, 1280))
         };
         let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let recipe = Recipe { template: Template::FACE, size: 64, at_once: None };
         let decoded = |detector| Decoded::new(&bytes, info, detector, limits, permit()).unwrap();
         for (side, reduction) in [(300.0, 2), (128.0, 2), (127.0, 1)] {
             let (mut reduced, whole) = (decoded(Some(320)), decoded(None));
             assert_eq!((reduced.pixels.dimensions(), whole.pixels.dimensions()), ((1280, 640), (2560, 1280)));
             reduced.enlarge(&bytes, limits, &[place(600.0), place(side)], 64).unwrap();
             assert_eq!((reduced.reduction, whole.reduction), (reduction, 1), "a face of {side} pixels");
-            let (reduced, whole) = (reduced.cut(vec![place(side)], 64, None), whole.cut(vec![place(side)], 64, None));
+            let (reduced, whole) =
+                (reduced.cut(vec![place(side)], &recipe, None), whole.cut(vec![place(side)], &recipe, None));
             assert_eq!((reduced.width, reduced.height), (2560, 1280));
             let pairs = reduced.crops[0].iter().zip(whole.crops[0].iter());
             assert!(pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 6, "a face of {side} pixels");
@@ -580,7 +640,11 @@ mod tests {
         let bytes = Bytes::from(bytes.into_inner());
         let look = || {
             let whereabouts = Whereabouts::Everywhere(Arc::clone(&detector), Selection::default());
-            Box::pin(pipeline.cut(bytes.clone(), whereabouts, Recipe { template: Template::FACE, size: 64 }))
+            Box::pin(pipeline.cut(
+                bytes.clone(),
+                whereabouts,
+                Recipe { template: Template::FACE, size: 64, at_once: None },
+            ))
         };
         let (mut first, mut second) = (look(), look());
         while runs.load(Ordering::SeqCst) < 3 {

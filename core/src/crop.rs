@@ -1,12 +1,17 @@
 //! Cutting the canonical square of a face out of a picture, and turning it into a tensor.
 //! Training, evaluation and serving all come through here.
 
+use std::ops::Range;
+
 use image::{Rgb, RgbImage};
 
 use crate::geometry::{Point, Similarity};
 
 /// Colour of what lies outside the picture: the middle gray, about 0 after normalisation.
 pub const PADDING: Rgb<u8> = Rgb([128; 3]);
+
+/// Most pixels across a block that is averaged: so many bytes can be added in 16 bits.
+const LARGEST_BLOCK: u32 = 256;
 
 /// Samples the square that `unit_to_picture` places in the picture at `size` × `size` pixels.
 ///
@@ -20,7 +25,7 @@ pub fn crop(picture: &RgbImage, unit_to_picture: &Similarity, size: u32) -> RgbI
     let Some(region) = Region::under(picture, unit_to_picture) else {
         return RgbImage::from_pixel(size, size, PADDING);
     };
-    let block = (shrink as u32).min(region.width).min(region.height).max(1);
+    let block = (shrink as u32).min(region.width).min(region.height).clamp(1, LARGEST_BLOCK);
     let reduced = region.averaged(picture, block);
     let into_reduced = Similarity {
         a: 1.0 / block as f32,
@@ -71,12 +76,12 @@ impl Region {
         Some(Self { x, y, width, height })
     }
 
-    /// Averages blocks of `block` × `block` pixels; blocks at the far edges may be smaller.
+    /// Averages blocks of `block` × `block` pixels, at most [`LARGEST_BLOCK`]; blocks at the far edges may be smaller.
     fn averaged(&self, picture: &RgbImage, block: u32) -> RgbImage {
         let (width, height) = (self.width.div_ceil(block), self.height.div_ceil(block));
         let stride = picture.width() as usize * 3;
         let mut out = RgbImage::new(width, height);
-        let mut columns = vec![0u32; self.width as usize * 3];
+        let mut columns = vec![0u16; self.width as usize * 3];
         for (row, line) in out.as_mut().chunks_exact_mut(width as usize * 3).enumerate() {
             let top = row as u32 * block;
             let rows = block.min(self.height - top);
@@ -85,18 +90,52 @@ impl Region {
             for y in top..top + rows {
                 let start = (self.y + y) as usize * stride + self.x as usize * 3;
                 for (column, value) in columns.iter_mut().zip(&picture.as_raw()[start..]) {
-                    *column += u32::from(*value);
+                    *column += u16::from(*value);
                 }
             }
-            for (pixel, columns) in line.chunks_exact_mut(3).zip(columns.chunks(block as usize * 3)) {
-                let count = rows * columns.len() as u32 / 3;
-                for (channel, value) in pixel.iter_mut().enumerate() {
-                    let total: u32 = columns.iter().skip(channel).step_by(3).sum();
-                    *value = ((total + count / 2) / count) as u8;
-                }
+            // Blocks of a length that the compiler knows are added without a loop.
+            match block {
+                2 => average::<2>(&columns, rows, line),
+                3 => average::<3>(&columns, rows, line),
+                4 => average::<4>(&columns, rows, line),
+                5 => average::<5>(&columns, rows, line),
+                6 => average::<6>(&columns, rows, line),
+                7 => average::<7>(&columns, rows, line),
+                8 => average::<8>(&columns, rows, line),
+                _ => average_any(&columns, block as usize, rows, line),
             }
         }
         out
+    }
+}
+
+/// Averages sums of so many rows over `BLOCK` columns each.
+fn average<const BLOCK: usize>(columns: &[u16], rows: u32, line: &mut [u8]) {
+    let whole = columns.len() / (3 * BLOCK);
+    let share = 1.0 / (rows as usize * BLOCK) as f32;
+    let (inner, edge) = line.split_at_mut(whole * 3);
+    for (pixel, columns) in inner.chunks_exact_mut(3).zip(columns.chunks_exact(3 * BLOCK)) {
+        let mut totals = [0; 3];
+        for column in 0..BLOCK {
+            for (channel, total) in totals.iter_mut().enumerate() {
+                *total += u32::from(columns[3 * column + channel]);
+            }
+        }
+        for (value, total) in pixel.iter_mut().zip(totals) {
+            *value = (total as f32 * share + 0.5) as u8;
+        }
+    }
+    average_any(&columns[whole * 3 * BLOCK..], BLOCK, rows, edge);
+}
+
+/// Averages sums of so many rows over `block` columns each, and over what is left at the end.
+fn average_any(columns: &[u16], block: usize, rows: u32, line: &mut [u8]) {
+    for (pixel, columns) in line.chunks_exact_mut(3).zip(columns.chunks(block * 3)) {
+        let share = 3.0 / (rows as usize * columns.len()) as f32;
+        for (channel, value) in pixel.iter_mut().enumerate() {
+            let total: u32 = columns.iter().skip(channel).step_by(3).map(|column| u32::from(*column)).sum();
+            *value = (total as f32 * share + 0.5) as u8;
+        }
     }
 }
 
@@ -108,14 +147,25 @@ fn bilinear(picture: &RgbImage, unit_to_picture: &Similarity, size: u32) -> RgbI
     let mut out = RgbImage::from_pixel(size, size, PADDING);
     let rows = out.as_mut().chunks_exact_mut(size as usize * 3).zip(&centres);
     if unit_to_picture.b == 0.0 {
-        // Upright, as every picture before a detector is: the columns are the same in each row.
+        // Upright, as every picture before a detector is: the columns are the same in each row, and two rows are blended as
+        // wholes before anything is taken from them.
         let columns: Vec<Option<Between>> =
             centres.iter().map(|x| across.between(unit_to_picture.apply(Point::new(*x, 0.0)).x)).collect();
+        let Some(span) = span(&columns) else { return out };
+        let mut blended = vec![0.0; span.len()];
         for (line, y) in rows {
             let Some(row) = down.between(unit_to_picture.apply(Point::new(0.0, *y)).y) else { continue };
+            let of = |start: usize| &picture.as_raw()[start + span.start..start + span.end];
+            for (value, (upper, lower)) in blended.iter_mut().zip(of(row.first).iter().zip(of(row.second))) {
+                let (upper, lower) = (f32::from(*upper), f32::from(*lower));
+                *value = upper + (lower - upper) * row.share;
+            }
             for (pixel, column) in line.chunks_exact_mut(3).zip(&columns) {
-                if let Some(column) = column {
-                    blend(picture.as_raw(), column, &row, pixel);
+                let Some(column) = column else { continue };
+                let at = |start: usize| &blended[start - span.start..][..3];
+                let (left, right) = (at(column.first), at(column.second));
+                for (channel, value) in pixel.iter_mut().enumerate() {
+                    *value = (left[channel] + (right[channel] - left[channel]) * column.share + 0.5) as u8;
                 }
             }
         }
@@ -130,6 +180,12 @@ fn bilinear(picture: &RgbImage, unit_to_picture: &Similarity, size: u32) -> RgbI
         }
     }
     out
+}
+
+/// The bytes of a row that the columns take something from.
+fn span(columns: &[Option<Between>]) -> Option<Range<usize>> {
+    let ends = columns.iter().flatten().flat_map(|column| [column.first, column.second]);
+    Some(ends.clone().min()?..ends.max()? + 3)
 }
 
 /// One direction of a picture.

@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut answers = stream::iter(pictures)
         .map(|(path, picture)| {
             let whereabouts = whereabouts.clone();
-            let (pipeline, model) = (&pipeline, model.as_ref());
+            let (pipeline, model) = (&pipeline, model);
             async move {
                 let answer = match picture {
                     Ok(()) => answer(&path, whereabouts, pipeline, model).await,
@@ -148,7 +148,7 @@ async fn answer(
     path: &Path,
     whereabouts: Whereabouts,
     pipeline: &Pipeline,
-    model: &AttributeModel,
+    model: &Arc<AttributeModel>,
 ) -> anyhow::Result<Analysis> {
     let bytes = {
         let path = path.to_owned();

@@ -13,6 +13,7 @@ use super::model::{
     EngineError, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, only_input,
 };
 use super::queue::Urgency;
+use super::worker::Answer;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
@@ -102,7 +103,16 @@ impl AttributeModel {
     /// # Errors
     /// As [`Self::infer`].
     pub async fn infer_as(&self, urgency: Urgency, crops: Vec<RgbImage>) -> Result<Vec<Inference>, EngineError> {
-        let answers = self.model.run(crops, urgency).await?;
+        self.read(self.model.run(crops, urgency).await?)
+    }
+
+    /// The same on the calling thread, as a part of the work of a [`crate::cpu::Cpu`]. `None` where the network cannot answer at
+    /// once, because others ask it or it takes several threads.
+    pub fn infer_at_once(&self, crops: &[RgbImage]) -> Option<Result<Vec<Inference>, EngineError>> {
+        self.model.run_at_once(crops).map(|answers| self.read(answers))
+    }
+
+    fn read(&self, answers: Vec<Answer>) -> Result<Vec<Inference>, EngineError> {
         answers
             .into_iter()
             .map(|answer| {
@@ -414,6 +424,45 @@ mod tests {
         let totals = model.model().totals();
         assert_eq!((totals.runs, totals.rows, totals.answered.count), (2, 4, 3));
         assert_eq!(totals.batches.keys().copied().collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_thread_with_a_face_in_hand_runs_a_network_at_rest_and_leaves_trouble_to_the_worker() {
+        let (release, held) = mpsc::channel();
+        let toy = Toy { held: Some(held), ..toy() };
+        let (runs, renewals) = (Arc::clone(&toy.runs), Arc::clone(&toy.renewals));
+        let model = Arc::new(started(toy, &Tasks::default()).unwrap());
+        let smiling = |colour| {
+            let answers = model.infer_at_once(&[face(colour)])?.unwrap();
+            Some(answers[0].attributes.labels[1].probabilities()[1])
+        };
+        assert!(model.infer_at_once(&[]).unwrap().unwrap().is_empty());
+        release.send(()).unwrap();
+        assert!((smiling([51; 3]).unwrap() - 0.2).abs() < 1e-6);
+        assert!(model.infer_at_once(&vec![face([51; 3]); 5]).is_none(), "more than a run takes");
+
+        let first = {
+            let model = Arc::clone(&model);
+            tokio::spawn(async move { ask(&model, [51; 3]).await })
+        };
+        while runs.load(Ordering::SeqCst) < 4 {
+            tokio::task::yield_now().await;
+        }
+        assert!(smiling([51; 3]).is_none(), "the only network is at work");
+        release.send(()).unwrap();
+        assert!(first.await.unwrap().is_ok());
+
+        for (trouble, renewed) in [([0, 255, 0], 0), ([255, 0, 0], 1)] {
+            release.send(()).unwrap();
+            assert!(smiling(trouble).is_none());
+            // The worker's turn: after a panic it loads the network anew, which nobody holds then.
+            let _ = release.send(());
+            assert!(ask(&model, [9; 3]).await.is_ok());
+            assert_eq!(renewals.load(Ordering::SeqCst), renewed);
+        }
+        assert!((smiling([51; 3]).unwrap() - 0.2).abs() < 1e-6);
+        let totals = model.model().totals();
+        assert_eq!((totals.runs, totals.answered.count, totals.failed.count), (5, 5, 0));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::model::{
     EngineError, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, names, only_input,
 };
 use super::queue::Urgency;
+use super::worker::Answer;
 use crate::telemetry::Metrics;
 
 /// A network that finds faces.
@@ -23,6 +24,12 @@ pub struct Detector {
 
 /// What a detector answered about one picture, in the order of [`Decoder::outputs`].
 pub struct Tensors(Vec<Vec<f32>>);
+
+impl From<Vec<Answer>> for Tensors {
+    fn from(answers: Vec<Answer>) -> Self {
+        Self(answers.into_iter().flat_map(|answer| answer.rows).collect())
+    }
+}
 
 impl Detector {
     /// Puts a network to work on squares of `size` pixels a side, of the manifest's size without it.
@@ -69,8 +76,16 @@ impl Detector {
                 pixel.0.reverse();
             }
         }
-        let answers = self.model.run(vec![square], urgency).await?;
-        Ok(Tensors(answers.into_iter().flat_map(|answer| answer.rows).collect()))
+        Ok(Tensors::from(self.model.run(vec![square], urgency).await?))
+    }
+
+    /// The same on the calling thread, as a part of the work of a [`crate::cpu::Cpu`]. `None` where the network cannot answer at
+    /// once, because others ask it, or it takes several threads or other colours.
+    pub fn look_at_once(&self, square: &RgbImage) -> Option<Tensors> {
+        if self.colour == Colour::Bgr {
+            return None;
+        }
+        self.model.run_at_once(std::slice::from_ref(square)).map(Tensors::from)
     }
 
     /// Reads the faces from what the network answered, most confident first, in shares of the square's side. It takes a

@@ -11,12 +11,13 @@ use facewise_core::detection::DetectionError;
 use facewise_core::manifest::{Head, Input, Kind, Manifest};
 use facewise_core::task::AgeGroup;
 use image::RgbImage;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::backend::{Backend, BackendError, Signature, TensorSpec};
 use super::queue::{Queue, Refusal, Urgency};
 use super::statistics::{Statistics, Totals};
-use super::worker::{Answer, Health, Item, Job, Recipe, Worker};
+use super::worker::{Answer, Direct, Health, Item, Job, Machine, Recipe, Row, Worker};
 use crate::compute::Compute;
 use crate::telemetry::Metrics;
 
@@ -176,6 +177,7 @@ pub struct Model {
     max_delay: Duration,
     statistics: Arc<Statistics>,
     queue: Arc<Queue<Job>>,
+    direct: Direct,
     health: Arc<Health>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -213,7 +215,8 @@ impl Model {
             batch_size: metrics.batch_size.with_label_values(&[name]),
         };
         let (queue, health) = (Arc::new(Queue::new(options.max_queue, backends.len())), Arc::<Health>::default());
-        let workers = Vec::new();
+        let (machines, workers) = (Vec::with_capacity(backends.len()), Vec::new());
+        let direct = Direct { recipe: recipe.clone(), queue: Arc::clone(&queue), machines };
         let mut model = Self {
             manifest,
             sha256,
@@ -224,13 +227,16 @@ impl Model {
             max_delay,
             statistics,
             queue,
+            direct,
             health,
             workers,
         };
         for (index, mut backend) in backends.into_iter().enumerate() {
             recipe.warm_up(backend.as_mut())?;
             let (queue, health) = (Arc::clone(&model.queue), Arc::clone(&model.health));
-            let worker = Worker { recipe: recipe.clone(), queue, health, backend };
+            let machine = Arc::new(Mutex::new(Machine::new(backend)));
+            model.direct.machines.push(Arc::clone(&machine));
+            let worker = Worker { recipe: recipe.clone(), queue, health, machine };
             let thread = thread::Builder::new().name(format!("network-{index}")).spawn(move || worker.work())?;
             model.workers.push(thread);
         }
@@ -311,6 +317,20 @@ impl Model {
     /// all; the answers are in their order.
     pub(super) async fn run(&self, pictures: Vec<RgbImage>, urgency: Urgency) -> Result<Vec<Answer>, EngineError> {
         self.ask(pictures.into_iter().map(Item::Picture), urgency).await
+    }
+
+    /// Asks the network on the calling thread, which has one core of the bound. `None` where it cannot answer at once; then they
+    /// are for [`Self::run`].
+    pub(super) fn run_at_once(&self, pictures: &[RgbImage]) -> Option<Vec<Answer>> {
+        if pictures.is_empty() {
+            return Some(Vec::new());
+        }
+        let asked = Instant::now();
+        let answers = self.direct.run(&pictures.iter().map(Row::Picture).collect::<Vec<_>>())?;
+        if let Some(answer) = answers.first() {
+            self.statistics.answered(asked.elapsed(), answer.queue, answer.spent);
+        }
+        Some(answers)
     }
 
     /// Gives the network numbers as they are: rows of [`Self::input`], one after the other; what fills no row is left out. They

@@ -1,4 +1,5 @@
-//! A thread that owns a network: it takes what waits, fills the batch tensor, runs, and answers each item.
+//! What runs a network. A worker is a thread that takes what waits, fills the batch tensor, runs, and answers each item; where
+//! nobody waits, the thread that has a picture in hand runs the network itself ([`Direct`]), which spares two hand-overs.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use facewise_core::crop::normalise;
 use facewise_core::manifest::Input;
 use image::RgbImage;
+use parking_lot::Mutex;
 use prometheus::{Histogram, IntCounter};
 use tokio::sync::oneshot;
 
@@ -34,6 +36,22 @@ pub(super) enum Item {
     Picture(RgbImage),
     /// The very numbers that the network is to read, as a part of a tensor of several rows.
     Numbers(Arc<Vec<f32>>, Range<usize>),
+}
+
+impl Item {
+    fn row(&self) -> Row<'_> {
+        match self {
+            Self::Picture(picture) => Row::Picture(picture),
+            Self::Numbers(tensor, row) => Row::Numbers(&tensor[row.clone()]),
+        }
+    }
+}
+
+/// What fills one row of a batch.
+#[derive(Clone, Copy)]
+pub(super) enum Row<'a> {
+    Picture(&'a RgbImage),
+    Numbers(&'a [f32]),
 }
 
 /// An item that waits for the network.
@@ -90,15 +108,15 @@ impl Recipe {
         self.row_shape.iter().product()
     }
 
-    /// Runs the network on items; gives one list of rows for each.
-    fn run(&self, backend: &mut dyn Backend, tensor: &mut Vec<f32>, items: &[&Item]) -> Result<Run, BackendError> {
-        let (count, length) = (items.len(), self.row_len());
+    /// Runs the network on a batch; gives one list of rows for each of its own.
+    fn run(&self, backend: &mut dyn Backend, tensor: &mut Vec<f32>, batch: &[Row<'_>]) -> Result<Run, BackendError> {
+        let (count, length) = (batch.len(), self.row_len());
         let started = Instant::now();
         tensor.resize(count * length, 0.0);
-        for (item, place) in items.iter().zip(tensor.chunks_exact_mut(length)) {
-            match item {
-                Item::Picture(picture) => normalise(picture, self.input.mean, self.input.sd, place),
-                Item::Numbers(tensor, row) => place.copy_from_slice(&tensor[row.clone()]),
+        for (row, place) in batch.iter().zip(tensor.chunks_exact_mut(length)) {
+            match row {
+                Row::Picture(picture) => normalise(picture, self.input.mean, self.input.sd, place),
+                Row::Numbers(numbers) => place.copy_from_slice(numbers),
             }
         }
         let filled = Instant::now();
@@ -131,10 +149,66 @@ impl Recipe {
             None => Item::Picture(RgbImage::from_pixel(self.input.size, self.input.size, facewise_core::crop::PADDING)),
             Some(_) => Item::Numbers(Arc::new(vec![0.0; self.row_len()]), 0..self.row_len()),
         };
-        let run = || self.run(backend, &mut Vec::new(), &vec![&gray; batch]);
+        let run = || self.run(backend, &mut Vec::new(), &vec![gray.row(); batch]);
         shielded(run)
             .unwrap_or_else(|Panicked| Err(BackendError("a run on a gray picture panicked".into())))
             .map(|_| ())
+    }
+}
+
+/// A network with the tensor that it reads. It is the worker's that renews it; whoever else runs it holds the lock no longer than
+/// one run.
+pub(super) struct Machine {
+    backend: Box<dyn Backend>,
+    tensor: Vec<f32>,
+    /// A run panicked: nobody knows what state that left the network in.
+    suspect: bool,
+}
+
+impl Machine {
+    pub(super) fn new(backend: Box<dyn Backend>) -> Self {
+        Self { backend, tensor: Vec::new(), suspect: false }
+    }
+
+    /// One run, counted.
+    fn run(&mut self, recipe: &Recipe, batch: &[Row<'_>]) -> Result<Run, BackendError> {
+        let Self { backend, tensor, suspect } = self;
+        let result = shielded(|| recipe.run(backend.as_mut(), tensor, batch)).unwrap_or_else(|Panicked| {
+            *suspect = true;
+            Err(BackendError("the run panicked".into()))
+        });
+        recipe.executions.inc();
+        recipe.inferences.inc_by(batch.len() as u64);
+        recipe.batch_size.observe(batch.len() as f64);
+        match &result {
+            Ok((_, spent)) => recipe.statistics.ran(batch.len(), *spent),
+            Err(_) => recipe.failures.inc(),
+        }
+        result
+    }
+}
+
+/// The way past the queue, for a thread that has a core and pictures in hand.
+pub(super) struct Direct {
+    pub(super) recipe: Recipe,
+    pub(super) queue: Arc<Queue<Job>>,
+    pub(super) machines: Vec<Arc<Mutex<Machine>>>,
+}
+
+impl Direct {
+    /// Runs the network on the calling thread, which has one core of the bound: at once, where a run takes no more than that,
+    /// nobody waits and a network is at rest. Else, or where the run fails, there is no answer, and the batch is for the queue.
+    pub(super) fn run(&self, batch: &[Row<'_>]) -> Option<Vec<Answer>> {
+        let Self { recipe, queue, machines } = self;
+        let simple = recipe.threads == 1 && recipe.max_delay.is_zero() && batch.len() <= recipe.max_batch;
+        if !simple || !queue.pass(batch.len()) {
+            return None;
+        }
+        let mut at_rest = machines.iter().filter_map(|machine| machine.try_lock()).filter(|machine| !machine.suspect);
+        let result = at_rest.next().map(|mut machine| machine.run(recipe, batch));
+        queue.done(batch.len());
+        let (rows, spent) = result?.ok()?;
+        Some(rows.into_iter().map(|rows| Answer { rows, queue: Duration::ZERO, spent }).collect())
     }
 }
 
@@ -152,18 +226,17 @@ impl Health {
     }
 }
 
-/// A thread's work, its own network in hand.
+/// A thread's work, with a network that is its own for the most part.
 pub(super) struct Worker {
     pub(super) recipe: Recipe,
     pub(super) queue: Arc<Queue<Job>>,
     pub(super) health: Arc<Health>,
-    pub(super) backend: Box<dyn Backend>,
+    pub(super) machine: Arc<Mutex<Machine>>,
 }
 
 impl Worker {
     /// Works until the queue is closed and empty.
-    pub(super) fn work(mut self) {
-        let mut tensor = Vec::with_capacity(self.recipe.max_batch * self.recipe.row_len());
+    pub(super) fn work(self) {
         let (queue, compute) = (Arc::clone(&self.queue), Arc::clone(&self.recipe.compute));
         let max_batch = self.recipe.max_batch;
         let max_delay = self.recipe.max_delay;
@@ -177,7 +250,12 @@ impl Worker {
                 continue;
             }
             let (started, count) = (Instant::now(), jobs.len());
-            self.answer(jobs, &mut tensor, &mut cores);
+            let mut machine = self.machine.lock();
+            if machine.suspect {
+                self.renew(&mut machine, &mut cores);
+            }
+            self.answer(jobs, &mut machine, &mut cores);
+            drop(machine);
             queue.done(count);
             enough = set.unwrap_or_else(|| (count, Patience { longest: started.elapsed() / PATIENCE, quiet: QUIET }));
         }
@@ -185,12 +263,12 @@ impl Worker {
 
     /// Answers pictures that share a run. When it fails, each gets a run of its own, so that the one that is to blame fails
     /// alone.
-    fn answer(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>, cores: &mut Option<Cores<'_>>) {
-        let Err(Failed { jobs, error }) = self.run(jobs, tensor, cores) else { return };
+    fn answer(&self, jobs: Vec<Job>, machine: &mut Machine, cores: &mut Option<Cores<'_>>) {
+        let Err(Failed { jobs, error }) = self.run(jobs, machine, cores) else { return };
         if jobs.len() > 1 {
             tracing::warn!(%error, pictures = jobs.len(), "a run of the network failed: each picture is tried alone");
             for job in jobs.into_iter().filter(|job| !job.reply.is_closed()) {
-                self.answer(vec![job], tensor, cores);
+                self.answer(vec![job], machine, cores);
             }
             return;
         }
@@ -199,53 +277,46 @@ impl Worker {
             let _ = job.reply.send(Err(error.clone()));
         }
         // The picture's fault, or the network's?
-        if let Err(error) = self.recipe.check(self.backend.as_mut(), 1) {
+        if let Err(error) = self.recipe.check(machine.backend.as_mut(), 1) {
             tracing::error!(%error, "a network does not work any more");
-            self.renew(cores);
+            self.renew(machine, cores);
         }
     }
 
     /// One run. The answers are sent, or the pictures come back with the reason.
-    fn run(&mut self, jobs: Vec<Job>, tensor: &mut Vec<f32>, cores: &mut Option<Cores<'_>>) -> Result<(), Failed> {
-        let Self { recipe, backend, .. } = self;
-        let items: Vec<&Item> = jobs.iter().map(|job| &job.item).collect();
+    fn run(&self, jobs: Vec<Job>, machine: &mut Machine, cores: &mut Option<Cores<'_>>) -> Result<(), Failed> {
+        let batch: Vec<Row<'_>> = jobs.iter().map(|job| job.item.row()).collect();
         let started = Instant::now();
-        let result = shielded(|| recipe.run(backend.as_mut(), tensor, &items));
-        recipe.executions.inc();
-        recipe.inferences.inc_by(jobs.len() as u64);
-        recipe.batch_size.observe(jobs.len() as f64);
-        let error = match result {
-            Ok(Ok((answers, spent))) => {
-                recipe.statistics.ran(jobs.len(), spent);
+        match machine.run(&self.recipe, &batch) {
+            Ok((answers, spent)) => {
                 for (job, rows) in jobs.into_iter().zip(answers) {
                     let queue = started.duration_since(job.queued);
                     // A receiver that has gone meanwhile wants no answer.
                     let _ = job.reply.send(Ok(Answer { rows, queue, spent }));
                 }
-                return Ok(());
+                Ok(())
             }
-            Ok(Err(error)) => error,
-            Err(Panicked) => {
-                self.renew(cores);
-                BackendError("the run panicked".into())
+            Err(error) => {
+                if machine.suspect {
+                    self.renew(machine, cores);
+                }
+                Err(Failed { jobs, error })
             }
-        };
-        self.recipe.failures.inc();
-        Err(Failed { jobs, error })
+        }
     }
 
     /// Puts a new network in the place of one that panicked, for nobody knows what state that left it in, or that does not work.
     /// Where none can be loaded, this worker stands still and tries again; the model is not ready meanwhile.
-    fn renew(&mut self, cores: &mut Option<Cores<'_>>) {
+    fn renew(&self, machine: &mut Machine, cores: &mut Option<Cores<'_>>) {
         self.health.without_network.fetch_add(1, Ordering::Relaxed);
         loop {
-            let renewed = self.backend.renew().and_then(|mut fresh| {
+            let renewed = machine.backend.renew().and_then(|mut fresh| {
                 self.recipe.warm_up(fresh.as_mut())?;
                 Ok(fresh)
             });
             match renewed {
                 Ok(fresh) => {
-                    self.backend = fresh;
+                    (machine.backend, machine.suspect) = (fresh, false);
                     tracing::warn!("a worker has loaded its network anew");
                     break;
                 }

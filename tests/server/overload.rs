@@ -8,8 +8,9 @@ use image::ImageFormat;
 
 use crate::harness::{Spot, TestServer, encoded, faces, jpeg, picture, problem};
 
-/// Sends the same picture with this many clients for a while; the answers by status and code.
-async fn flood(server: &Arc<TestServer>, clients: usize, time: Duration, picture: &[u8]) -> Vec<(u16, String)> {
+/// Sends the same picture for two seconds with this many clients that wait so many milliseconds for an answer; the answers by status
+/// and code.
+async fn flood(server: &Arc<TestServer>, clients: usize, patience: u32, picture: &[u8]) -> Vec<(u16, String)> {
     let done = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..clients)
         .map(|_| {
@@ -17,7 +18,7 @@ async fn flood(server: &Arc<TestServer>, clients: usize, time: Duration, picture
             tokio::spawn(async move {
                 let mut answers = Vec::new();
                 while !done.load(Ordering::SeqCst) {
-                    let request = server.predict("", picture.clone()).header("x-request-timeout-ms", "250");
+                    let request = server.predict("", picture.clone()).header("x-request-timeout-ms", patience);
                     let response = request.send().await.unwrap();
                     if response.status() == 200 {
                         answers.push((200, String::new()));
@@ -30,7 +31,7 @@ async fn flood(server: &Arc<TestServer>, clients: usize, time: Duration, picture
             })
         })
         .collect();
-    tokio::time::sleep(time).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     done.store(true, Ordering::SeqCst);
     let mut answers = Vec::new();
     for client in clients {
@@ -45,13 +46,25 @@ async fn every_answer_to_a_flood_is_a_result_or_a_clear_no_and_the_server_recove
     // Few places at the door, then many, so that deadlines pass in the line.
     for (flags, code) in [(["--max-requests", "4"], "overloaded"), (["--max-requests", "512"], "deadline")] {
         let server = Arc::new(TestServer::start(&flags).await);
-        let answers = flood(&server, 96, Duration::from_secs(2), &photograph).await;
-        let count = |wanted: &dyn Fn(&(u16, String)) -> bool| answers.iter().filter(|answer| wanted(answer)).count();
-        let good = count(&|(status, _)| *status == 200);
-        let refused = count(&|(status, code)| *status == 429 && (code == "overloaded" || code == "deadline"));
-        assert_eq!(good + refused, answers.len(), "{answers:?}");
-        assert!(count(&|(_, found)| found == code) > 0, "some are refused: {code}");
-        assert!(good > 0, "some are served");
+        // How long clients must wait for some to be served and others not depends on the machine and on what else it does.
+        let (mut patience, mut served, mut refused) = (250, false, false);
+        for _ in 0..8 {
+            let answers = flood(&server, 96, patience, &photograph).await;
+            let is_clear = |(status, found): &(u16, String)| match status {
+                200 => true,
+                429 => found == "overloaded" || found == "deadline",
+                _ => false,
+            };
+            assert!(answers.iter().all(is_clear), "{answers:?}");
+            let good = answers.iter().any(|(status, _)| *status == 200);
+            served |= good;
+            refused |= answers.iter().any(|(_, found)| found == code);
+            if served && refused {
+                break;
+            }
+            patience = if good { patience / 2 } else { patience * 2 };
+        }
+        assert!(served && refused, "some are served: {served}; some are refused with {code}: {refused}");
 
         let started = Instant::now();
         assert_eq!(server.predict("", jpeg(1)).send().await.unwrap().status(), 200);
