@@ -45,6 +45,11 @@ impl Compute {
         self.cores
     }
 
+    /// Whether another core may compute.
+    pub fn has_free(&self) -> bool {
+        self.state.lock().free > 0
+    }
+
     /// Runs `work`, which computes on this many threads, when so many cores are free: all of them where it asks for more, and at
     /// once where it asks for none, because it computes elsewhere. The calling thread waits meanwhile. Work must not ask for
     /// cores itself.

@@ -2,7 +2,6 @@
 //! to the next; the [`Pipeline`] runs them on the right threads and times them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,9 +15,8 @@ use tracing::{Instrument as _, debug_span, field};
 
 use crate::compute::Compute;
 use crate::config;
-use crate::cpu::{Cpu, Panicked};
-use crate::engine::detector::Tensors;
-use crate::engine::{AttributeModel, Attributes, Detector, EngineError, Inference, Urgency};
+use crate::cpu::{Cpu, Desk, Panicked};
+use crate::engine::{AttributeModel, Attributes, Detector, EngineError, Urgency};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
@@ -135,13 +133,12 @@ impl Place {
     }
 }
 
-/// What is to become of a picture's faces.
+/// What a network wants to be shown of a face.
+#[derive(Clone, Copy)]
 struct Recipe {
     template: Template,
     /// Side of a crop in pixels.
     size: u32,
-    /// Whom the thread that cuts them out asks as well, after the detector, if they can answer at once.
-    at_once: Option<Arc<AttributeModel>>,
 }
 
 /// A picture whose longer side would still have so many times the pixels that a detector looks at is decoded at half its size or less. Most
@@ -207,53 +204,32 @@ impl Decoded {
         self.crop(&Similarity::around(self.info.width, self.info.height), size)
     }
 
-    /// Cuts the faces out, and lets the pixels go.
-    fn cut(self, places: Vec<Place>, recipe: &Recipe, detect: Option<Duration>) -> Cut {
+    /// Cuts the faces out, lets the pixels go, and hands the crops to whom they are for.
+    fn cut<T>(
+        self,
+        places: Vec<Place>,
+        size: u32,
+        detect: Option<Duration>,
+        hand_in: impl FnOnce(Vec<RgbImage>) -> T,
+    ) -> Cut<T> {
         let started = Instant::now();
-        let crops: Vec<RgbImage> = places.iter().map(|place| self.crop(&place.square, recipe.size)).collect();
+        let crops = places.iter().map(|place| self.crop(&place.square, size)).collect();
         let (Info { width, height, .. }, decode, align) = (self.info, self.decode, started.elapsed());
         drop(self);
-        let answers = recipe.at_once.as_ref().and_then(|model| model.infer_at_once(&crops));
-        Cut { width, height, places, crops, answers, decode, detect, align }
+        Cut { width, height, places, faces: hand_in(crops), decode, detect, align }
     }
 }
 
-/// The crops of a picture's faces, and what is to be said of them.
-struct Cut {
+/// A picture's faces, and what is to be said of them.
+struct Cut<T> {
     width: u32,
     height: u32,
     places: Vec<Place>,
-    crops: Vec<RgbImage>,
-    /// What the network said, where it was asked at once.
-    answers: Option<Result<Vec<Inference>, EngineError>>,
+    /// What has become of their crops.
+    faces: T,
     decode: Duration,
     detect: Option<Duration>,
     align: Duration,
-}
-
-/// A picture that a detector is shown.
-enum Shown<F> {
-    /// It looked at once.
-    Cut(Result<Cut, PipelineError>),
-    /// It is to look at the square. Then its tensors and the picture are for `F`.
-    Waits(RgbImage, Decoded, F),
-}
-
-/// Counts a picture as long as it lives, also when its client goes away.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    /// With how many there are now, this one included.
-    fn new(counter: &'a AtomicUsize) -> (Self, usize) {
-        let before = counter.fetch_add(1, Ordering::Relaxed);
-        (Self(counter), before + 1)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Either a picture's result, or the pixels that must be waited for before it may be decoded.
@@ -270,10 +246,6 @@ pub struct Pipeline {
     pixels: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     urgency: Urgency,
-    in_progress: AtomicUsize,
-    /// Up to how many pictures in progress have a core each. One thread does all the work of each then; more than that share runs of
-    /// the networks instead.
-    cores: usize,
 }
 
 impl Pipeline {
@@ -286,9 +258,8 @@ impl Pipeline {
         metrics: Arc<Metrics>,
         compute: Arc<Compute>,
     ) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let cores = compute.cores();
         let cpu = Cpu::new(settings.decode_thread_count(), compute)?;
-        Ok(Self { cores, ..Self::with(settings, cpu, settings.max_megapixels_held, metrics, Urgency::Now) })
+        Ok(Self::with(settings, cpu, settings.max_megapixels_held, metrics, Urgency::Now))
     }
 
     /// The same way for pictures that nobody waits for: on threads of its own, which compute when nobody else wants to, through lanes
@@ -315,7 +286,7 @@ impl Pipeline {
     ) -> Self {
         let limits = Limits { max_pixels: u64::from(settings.max_megapixels) * 1_000_000 };
         let pixels = Arc::new(Semaphore::new(megapixels_held as usize * 1_000_000));
-        Self { cpu, limits, pixels, metrics, urgency, in_progress: AtomicUsize::new(0), cores: 0 }
+        Self { cpu, limits, pixels, metrics, urgency }
     }
 
     /// What a picture may be.
@@ -341,16 +312,16 @@ impl Pipeline {
         model: &Arc<AttributeModel>,
         tasks: &Tasks,
     ) -> Result<Analysis, PipelineError> {
-        let (_counted, in_progress) = Counted::new(&self.in_progress);
-        let at_once = (in_progress <= self.cores).then(|| Arc::clone(model));
-        let recipe = Recipe { template: *model.template(), size: model.model().input_size(), at_once };
-        let cut = self.cut(bytes, whereabouts, recipe).await?;
-        let Cut { width, height, places, crops, answers, decode, detect, align } = cut;
-        let span = debug_span!("attributes", faces = crops.len(), queue_ms = field::Empty, inference_ms = field::Empty);
-        let answers = match answers {
-            Some(answers) => answers,
-            None => model.infer_as(self.urgency, crops).instrument(span.clone()).await,
-        }?;
+        let recipe = Recipe { template: *model.template(), size: model.model().input_size() };
+        let hand_in = {
+            let (model, urgency) = (Arc::clone(model), self.urgency);
+            move |crops, desk: &Desk| model.hand_in(crops, urgency, desk)
+        };
+        let cut = self.cut(bytes, whereabouts, recipe, hand_in).await?;
+        let Cut { width, height, places, faces, decode, detect, align } = cut;
+        let span =
+            debug_span!("attributes", faces = places.len(), queue_ms = field::Empty, inference_ms = field::Empty);
+        let answers = model.collect(faces?).instrument(span.clone()).await?;
 
         let mut timings = Timings { decode, detect, align, ..Timings::default() };
         if let Some(last) = answers.iter().max_by_key(|answer| answer.queue + answer.inference) {
@@ -372,17 +343,27 @@ impl Pipeline {
         Ok(Analysis { width, height, faces, timings })
     }
 
-    /// From bytes to crops.
-    async fn cut(&self, bytes: Bytes, whereabouts: Whereabouts, recipe: Recipe) -> Result<Cut, PipelineError> {
-        let template = recipe.template;
+    /// From bytes to crops, which the thread that cuts them out hands in.
+    async fn cut<T, H>(
+        &self,
+        bytes: Bytes,
+        whereabouts: Whereabouts,
+        recipe: Recipe,
+        hand_in: H,
+    ) -> Result<Cut<T>, PipelineError>
+    where
+        T: Send + 'static,
+        H: FnOnce(Vec<RgbImage>, &Desk) -> T + Send + 'static,
+    {
+        let Recipe { template, size } = recipe;
         let cut = match whereabouts {
-            Whereabouts::CentredSquare => self.given(bytes, None, recipe).await?,
-            Whereabouts::Keypoints(stored) => self.given(bytes, Some(stored), recipe).await?,
+            Whereabouts::CentredSquare => self.given(bytes, None, recipe, hand_in).await?,
+            Whereabouts::Keypoints(stored) => self.given(bytes, Some(stored), recipe, hand_in).await?,
             Whereabouts::Everywhere(detector, selection) => {
                 let places = move |faces: Vec<Detection>, _| {
                     faces.iter().map(|face| Place::found(face, &template)).collect::<Vec<_>>()
                 };
-                self.detected(bytes, detector, selection, recipe, places).await?
+                self.detected(bytes, (detector, selection), size, places, hand_in).await?
             }
             Whereabouts::Best(detector, selection) => {
                 // The best of all, not only of the most confident ones.
@@ -391,7 +372,7 @@ impl Pipeline {
                     Some(face) => vec![Place::found(face, &template)],
                     None => vec![Place::missed(&template, picture)],
                 };
-                self.detected(bytes, detector, selection, recipe, places).await?
+                self.detected(bytes, (detector, selection), size, places, hand_in).await?
             }
         };
         let stages = &self.metrics.stage_duration;
@@ -404,59 +385,60 @@ impl Pipeline {
     }
 
     /// Cuts out the one face whose place is known.
-    async fn given(&self, bytes: Bytes, stored: Option<Landmarks>, recipe: Recipe) -> Result<Cut, PipelineError> {
-        self.decoded(bytes, None, move |picture| {
+    async fn given<T, H>(
+        &self,
+        bytes: Bytes,
+        stored: Option<Landmarks>,
+        recipe: Recipe,
+        hand_in: H,
+    ) -> Result<Cut<T>, PipelineError>
+    where
+        T: Send + 'static,
+        H: FnOnce(Vec<RgbImage>, &Desk) -> T + Send + 'static,
+    {
+        let Recipe { template, size } = recipe;
+        self.decoded(bytes, None, move |picture, desk| {
             let landmarks = stored.map(|landmarks| picture.info.displayed(&landmarks));
-            let place = Place::given(landmarks, &recipe.template, (picture.info.width, picture.info.height));
-            picture.cut(vec![place], &recipe, None)
+            let place = Place::given(landmarks, &template, (picture.info.width, picture.info.height));
+            picture.cut(vec![place], size, None, |crops| hand_in(crops, desk))
         })
         .instrument(debug_span!("decode"))
         .await
     }
 
-    /// Looks for faces, and cuts out those that `places` makes of them. No thread is held while the detector works; the
-    /// pixels are, for the crops are cut from them.
-    async fn detected<P>(
+    /// Looks for faces, and cuts out those that `places` makes of them, `size` pixels a side. No thread is held while the picture
+    /// waits for the detector; the pixels are, for the crops are cut from them.
+    async fn detected<T, P, H>(
         &self,
         bytes: Bytes,
-        detector: Arc<Detector>,
-        selection: Selection,
-        recipe: Recipe,
+        (detector, selection): (Arc<Detector>, Selection),
+        size: u32,
         places: P,
-    ) -> Result<Cut, PipelineError>
+        hand_in: H,
+    ) -> Result<Cut<T>, PipelineError>
     where
+        T: Send + 'static,
+        H: FnOnce(Vec<RgbImage>, &Desk) -> T + Send + 'static,
         P: FnOnce(Vec<Detection>, (u32, u32)) -> Vec<Place> + Send + 'static,
     {
-        let (size, limits) = (detector.model().input_size(), self.limits);
-        let shown = {
-            let (detector, bytes, at_once) = (Arc::clone(&detector), bytes.clone(), recipe.at_once.is_some());
-            let find = {
-                let detector = Arc::clone(&detector);
-                move |tensors: Tensors, mut picture: Decoded| {
-                    let Info { width, height, .. } = picture.info;
-                    let around = Similarity::around(width, height);
-                    let faces = detector.read(&tensors, &selection)?.iter().map(|face| face.map(&around)).collect();
-                    let detect = picture.since.elapsed();
-                    let places = places(faces, (width, height));
-                    picture.enlarge(&bytes, limits, &places, recipe.size)?;
-                    Ok(picture.cut(places, &recipe, Some(detect)))
-                }
-            };
-            move |picture: Decoded| {
-                let square = picture.whole(size);
-                match if at_once { detector.look_at_once(&square) } else { None } {
-                    Some(tensors) => Shown::Cut(find(tensors, picture)),
-                    None => Shown::Waits(square, picture, find),
-                }
-            }
+        let (shown, limits) = (detector.model().input_size(), self.limits);
+        let show = {
+            let (detector, urgency) = (Arc::clone(&detector), self.urgency);
+            move |picture: Decoded, desk: &Desk| (detector.hand_in(picture.whole(shown), urgency, desk), picture)
         };
-        match self.decoded(bytes, Some(size), shown).instrument(debug_span!("decode")).await? {
-            Shown::Cut(cut) => cut,
-            Shown::Waits(square, picture, find) => {
-                let tensors = detector.look_as(self.urgency, square).instrument(debug_span!("detect")).await?;
-                self.cpu.run(move || find(tensors, picture)).instrument(debug_span!("align")).await?
-            }
-        }
+        let (handed_in, mut picture) =
+            self.decoded(bytes.clone(), Some(shown), show).instrument(debug_span!("decode")).await?;
+        let tensors = detector.collect(handed_in?).instrument(debug_span!("detect")).await?;
+        let work = move |desk: &Desk| {
+            let Info { width, height, .. } = picture.info;
+            let around = Similarity::around(width, height);
+            let faces = detector.read(&tensors, &selection)?.iter().map(|face| face.map(&around)).collect();
+            let detect = picture.since.elapsed();
+            let places = places(faces, (width, height));
+            picture.enlarge(&bytes, limits, &places, size)?;
+            Ok(picture.cut(places, size, Some(detect), |crops| hand_in(crops, desk)))
+        };
+        self.cpu.run_at_desk(work).instrument(debug_span!("align")).await?
     }
 
     /// Decodes a picture, for a detector of this size if for one, and hands it on, in one go where enough pixels are free, which is
@@ -464,19 +446,22 @@ impl Pipeline {
     async fn decoded<T, F>(&self, bytes: Bytes, detector: Option<u32>, then: F) -> Result<T, PipelineError>
     where
         T: Send + 'static,
-        F: FnOnce(Decoded) -> T + Send + 'static,
+        F: FnOnce(Decoded, &Desk) -> T + Send + 'static,
     {
         let (pixels, limits) = (Arc::clone(&self.pixels), self.limits);
         let first = {
             let bytes = bytes.clone();
-            self.cpu.run(move || match picture::probe(&bytes, limits) {
+            self.cpu.run_at_desk(move |desk| match picture::probe(&bytes, limits) {
                 Err(error) => FirstTry::Done(Err(error)),
                 Ok(info) => {
                     // The limit on one picture is below the bound on all, which fits.
                     let needed = u64::from(info.width) * u64::from(info.height);
                     let needed = u32::try_from(needed).unwrap_or(u32::MAX);
                     match pixels.try_acquire_many_owned(needed) {
-                        Ok(permit) => FirstTry::Done(Decoded::new(&bytes, info, detector, limits, permit).map(then)),
+                        Ok(permit) => {
+                            let picture = Decoded::new(&bytes, info, detector, limits, permit);
+                            FirstTry::Done(picture.map(|picture| then(picture, desk)))
+                        }
                         Err(_) => FirstTry::Wait(info, needed, then),
                     }
                 }
@@ -487,7 +472,10 @@ impl Pipeline {
             FirstTry::Wait(info, needed, then) => {
                 let permit =
                     Arc::clone(&self.pixels).acquire_many_owned(needed).await.map_err(|_| EngineError::Stopped)?;
-                self.cpu.run(move || Decoded::new(&bytes, info, detector, limits, permit).map(then)).await?
+                let work = move |desk: &Desk| {
+                    Decoded::new(&bytes, info, detector, limits, permit).map(|picture| then(picture, desk))
+                };
+                self.cpu.run_at_desk(work).await?
             }
         };
         let value = result?;
@@ -551,17 +539,19 @@ mod tests {
             ..Place::given(None, &Template::FACE, (2560, 1280))
         };
         let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let recipe = Recipe { template: Template::FACE, size: 64, at_once: None };
+        let crop = |picture: Decoded, side| {
+            let Cut { width, height, faces, .. } = picture.cut(vec![place(side)], 64, None, |crops| crops);
+            assert_eq!((width, height), (2560, 1280), "of the picture as displayed");
+            faces
+        };
         let decoded = |detector| Decoded::new(&bytes, info, detector, limits, permit()).unwrap();
         for (side, reduction) in [(300.0, 2), (128.0, 2), (127.0, 1)] {
             let (mut reduced, whole) = (decoded(Some(320)), decoded(None));
             assert_eq!((reduced.pixels.dimensions(), whole.pixels.dimensions()), ((1280, 640), (2560, 1280)));
             reduced.enlarge(&bytes, limits, &[place(600.0), place(side)], 64).unwrap();
             assert_eq!((reduced.reduction, whole.reduction), (reduction, 1), "a face of {side} pixels");
-            let (reduced, whole) =
-                (reduced.cut(vec![place(side)], &recipe, None), whole.cut(vec![place(side)], &recipe, None));
-            assert_eq!((reduced.width, reduced.height), (2560, 1280));
-            let pairs = reduced.crops[0].iter().zip(whole.crops[0].iter());
+            let (reduced, whole) = (crop(reduced, side), crop(whole, side));
+            let pairs = reduced[0].iter().zip(whole[0].iter());
             assert!(pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap() <= 6, "a face of {side} pixels");
         }
     }
@@ -640,11 +630,8 @@ mod tests {
         let bytes = Bytes::from(bytes.into_inner());
         let look = || {
             let whereabouts = Whereabouts::Everywhere(Arc::clone(&detector), Selection::default());
-            Box::pin(pipeline.cut(
-                bytes.clone(),
-                whereabouts,
-                Recipe { template: Template::FACE, size: 64, at_once: None },
-            ))
+            let recipe = Recipe { template: Template::FACE, size: 64 };
+            Box::pin(pipeline.cut(bytes.clone(), whereabouts, recipe, |crops, _| crops))
         };
         let (mut first, mut second) = (look(), look());
         while runs.load(Ordering::SeqCst) < 3 {
@@ -660,7 +647,7 @@ mod tests {
         finish.send(()).unwrap();
         finish.send(()).unwrap();
         let cut = second.await.unwrap();
-        assert!(cut.crops.is_empty() && cut.detect.is_some());
+        assert!(cut.faces.is_empty() && cut.detect.is_some());
         assert_eq!(pipeline.pixels.available_permits(), 1_000_000, "nobody holds pixels any more");
     }
 }

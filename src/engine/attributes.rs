@@ -10,10 +10,11 @@ use image::RgbImage;
 
 use super::backend::{Signature, TensorSpec};
 use super::model::{
-    EngineError, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, only_input,
+    EngineError, HandedIn, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, only_input,
 };
 use super::queue::Urgency;
 use super::worker::Answer;
+use crate::cpu::Desk;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
@@ -95,21 +96,24 @@ impl AttributeModel {
     /// # Errors
     /// When too many wait, the model is being stopped, or a run fails.
     pub async fn infer(&self, crops: Vec<RgbImage>) -> Result<Vec<Inference>, EngineError> {
-        self.infer_as(Urgency::Now, crops).await
+        self.read(self.model.run(crops).await?)
     }
 
-    /// The same, as urgent as is said.
+    /// Asks about faces as a part of the work at a desk, whose thread runs the network when no picture waits. The answers are to be
+    /// [collected](Self::collect).
     ///
     /// # Errors
-    /// As [`Self::infer`].
-    pub async fn infer_as(&self, urgency: Urgency, crops: Vec<RgbImage>) -> Result<Vec<Inference>, EngineError> {
-        self.read(self.model.run(crops, urgency).await?)
+    /// When too many wait, or the model is being stopped.
+    pub fn hand_in(&self, crops: Vec<RgbImage>, urgency: Urgency, desk: &Desk) -> Result<HandedIn, EngineError> {
+        self.model.hand_in(crops, urgency, desk)
     }
 
-    /// The same on the calling thread, as a part of the work of a [`crate::cpu::Cpu`]. `None` where the network cannot answer at
-    /// once, because others ask it or it takes several threads.
-    pub fn infer_at_once(&self, crops: &[RgbImage]) -> Option<Result<Vec<Inference>, EngineError>> {
-        self.model.run_at_once(crops).map(|answers| self.read(answers))
+    /// What the network says about what was [handed in](Self::hand_in).
+    ///
+    /// # Errors
+    /// When the model is being stopped, or a run fails.
+    pub async fn collect(&self, handed_in: HandedIn) -> Result<Vec<Inference>, EngineError> {
+        self.read(handed_in.answers().await?)
     }
 
     fn read(&self, answers: Vec<Answer>) -> Result<Vec<Inference>, EngineError> {
@@ -180,10 +184,13 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Arc, mpsc};
 
+    use futures_util::FutureExt;
     use image::Rgb;
 
     use super::super::backend::{Backend, BackendError};
     use super::*;
+    use crate::compute::Compute;
+    use crate::cpu::Cpu;
 
     const MANIFEST: &str = r#"{
         "schema": 1, "name": "tiny", "version": "1", "kind": "attributes",
@@ -427,42 +434,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thread_with_a_face_in_hand_runs_a_network_at_rest_and_leaves_trouble_to_the_worker() {
-        let (release, held) = mpsc::channel();
-        let toy = Toy { held: Some(held), ..toy() };
-        let (runs, renewals) = (Arc::clone(&toy.runs), Arc::clone(&toy.renewals));
-        let model = Arc::new(started(toy, &Tasks::default()).unwrap());
-        let smiling = |colour| {
-            let answers = model.infer_at_once(&[face(colour)])?.unwrap();
-            Some(answers[0].attributes.labels[1].probabilities()[1])
+    async fn threads_with_pictures_run_the_network_and_leave_trouble_to_the_worker() {
+        let compute = Arc::new(Compute::new(1));
+        let cpu = Cpu::new(1, Arc::clone(&compute)).unwrap();
+        let toy = toy();
+        let renewals = Arc::clone(&toy.renewals);
+        let manifest = Manifest::from_json(MANIFEST).unwrap();
+        let network = Network { manifest, sha256: "ab12".into(), backends: vec![Box::new(toy)] };
+        let options = Options { compute, ..options() };
+        let model = Arc::new(AttributeModel::start(network, &Tasks::default(), options, &Metrics::new()).unwrap());
+        let hand_in = |colours: &[[u8; 3]]| {
+            let (model, crops) = (Arc::clone(&model), colours.iter().copied().map(face).collect());
+            cpu.run_at_desk(move |desk| model.hand_in(crops, Urgency::Now, desk))
         };
-        assert!(model.infer_at_once(&[]).unwrap().unwrap().is_empty());
-        release.send(()).unwrap();
-        assert!((smiling([51; 3]).unwrap() - 0.2).abs() < 1e-6);
-        assert!(model.infer_at_once(&vec![face([51; 3]); 5]).is_none(), "more than a run takes");
 
-        let first = {
-            let model = Arc::clone(&model);
-            tokio::spawn(async move { ask(&model, [51; 3]).await })
-        };
-        while runs.load(Ordering::SeqCst) < 4 {
-            tokio::task::yield_now().await;
-        }
-        assert!(smiling([51; 3]).is_none(), "the only network is at work");
-        release.send(()).unwrap();
-        assert!(first.await.unwrap().is_ok());
+        let handed_in = hand_in(&[[51; 3], [102; 3]]).await.unwrap().unwrap();
+        let answers = model.collect(handed_in).now_or_never().expect("the same thread has run it").unwrap();
+        let smiling: Vec<f32> = answers.iter().map(|answer| answer.attributes.labels[1].probabilities()[1]).collect();
+        assert!((smiling[0] - 0.2).abs() < 1e-6 && (smiling[1] - 0.4).abs() < 1e-6, "{smiling:?}");
+        assert_eq!(model.collect(hand_in(&[]).await.unwrap().unwrap()).await.unwrap().len(), 0);
+        assert!(matches!(hand_in(&[[51; 3]; 5]).await.unwrap(), Err(EngineError::Overloaded)));
 
-        for (trouble, renewed) in [([0, 255, 0], 0), ([255, 0, 0], 1)] {
-            release.send(()).unwrap();
-            assert!(smiling(trouble).is_none());
-            // The worker's turn: after a panic it loads the network anew, which nobody holds then.
-            let _ = release.send(());
-            assert!(ask(&model, [9; 3]).await.is_ok());
-            assert_eq!(renewals.load(Ordering::SeqCst), renewed);
+        for (trouble, message, renewed) in [([0, 255, 0], "a green face", 0), ([255, 0, 0], "panicked", 2)] {
+            let bad = hand_in(&[trouble]).await.unwrap().unwrap();
+            let error = model.collect(bad).await.unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+            let good = hand_in(&[[9; 3]]).await.unwrap().unwrap();
+            assert!(model.collect(good).await.is_ok());
+            assert_eq!(renewals.load(Ordering::SeqCst), renewed, "once before the worker tries, once after");
         }
-        assert!((smiling([51; 3]).unwrap() - 0.2).abs() < 1e-6);
-        let totals = model.model().totals();
-        assert_eq!((totals.runs, totals.answered.count, totals.failed.count), (5, 5, 0));
+        assert!(model.model().is_alive());
     }
 
     #[test]

@@ -6,10 +6,12 @@ use image::RgbImage;
 
 use super::backend::{Signature, TensorSpec};
 use super::model::{
-    EngineError, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, names, only_input,
+    EngineError, HandedIn, MismatchError, Model, Network, Options, StartError, Tensor, find, mismatch, names,
+    only_input,
 };
 use super::queue::Urgency;
 use super::worker::Answer;
+use crate::cpu::Desk;
 use crate::telemetry::Metrics;
 
 /// A network that finds faces.
@@ -63,29 +65,34 @@ impl Detector {
     /// # Errors
     /// When too many wait, the model is being stopped, or the run fails.
     pub async fn look(&self, square: RgbImage) -> Result<Tensors, EngineError> {
-        self.look_as(Urgency::Now, square).await
+        Ok(self.model.run(vec![self.shown(square)]).await?.into())
     }
 
-    /// The same, as urgent as is said.
+    /// Shows it a square as a part of the work at a desk, whose thread runs the network when no picture waits. The answer is to be
+    /// [collected](Self::collect).
     ///
     /// # Errors
-    /// As [`Self::look`].
-    pub async fn look_as(&self, urgency: Urgency, mut square: RgbImage) -> Result<Tensors, EngineError> {
+    /// When too many wait, or the model is being stopped.
+    pub fn hand_in(&self, square: RgbImage, urgency: Urgency, desk: &Desk) -> Result<HandedIn, EngineError> {
+        self.model.hand_in(vec![self.shown(square)], urgency, desk)
+    }
+
+    /// What the network says about what was [handed in](Self::hand_in).
+    ///
+    /// # Errors
+    /// When the model is being stopped, or the run fails.
+    pub async fn collect(&self, handed_in: HandedIn) -> Result<Tensors, EngineError> {
+        Ok(handed_in.answers().await?.into())
+    }
+
+    /// In the order of colours that it reads.
+    fn shown(&self, mut square: RgbImage) -> RgbImage {
         if self.colour == Colour::Bgr {
             for pixel in square.pixels_mut() {
                 pixel.0.reverse();
             }
         }
-        Ok(Tensors::from(self.model.run(vec![square], urgency).await?))
-    }
-
-    /// The same on the calling thread, as a part of the work of a [`crate::cpu::Cpu`]. `None` where the network cannot answer at
-    /// once, because others ask it, or it takes several threads or other colours.
-    pub fn look_at_once(&self, square: &RgbImage) -> Option<Tensors> {
-        if self.colour == Colour::Bgr {
-            return None;
-        }
-        self.model.run_at_once(std::slice::from_ref(square)).map(Tensors::from)
+        square
     }
 
     /// Reads the faces from what the network answered, most confident first, in shares of the square's side. It takes a

@@ -18,6 +18,6 @@ pub use attributes::{AttributeModel, Attributes, Inference};
 pub use backend::{Backend, BackendError, Signature, TensorSpec};
 pub use detector::Detector;
 pub use embeddings::EmbeddingModel;
-pub use model::{EngineError, MismatchError, Model, Network, Options, Tensor};
+pub use model::{EngineError, HandedIn, MismatchError, Model, Network, Options, Tensor};
 pub use onnx::{OnnxBackend, Runtime, RuntimeError};
 pub use queue::Urgency;

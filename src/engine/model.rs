@@ -17,8 +17,9 @@ use tokio::sync::oneshot;
 use super::backend::{Backend, BackendError, Signature, TensorSpec};
 use super::queue::{Queue, Refusal, Urgency};
 use super::statistics::{Statistics, Totals};
-use super::worker::{Answer, Direct, Health, Item, Job, Machine, Recipe, Row, Worker};
+use super::worker::{Answer, Health, Helper, Item, Job, Machine, Recipe, Worker};
 use crate::compute::Compute;
+use crate::cpu::{Desk, Help};
 use crate::telemetry::Metrics;
 
 /// How a model is run.
@@ -177,7 +178,7 @@ pub struct Model {
     max_delay: Duration,
     statistics: Arc<Statistics>,
     queue: Arc<Queue<Job>>,
-    direct: Direct,
+    helper: Arc<Helper>,
     health: Arc<Health>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -215,8 +216,12 @@ impl Model {
             batch_size: metrics.batch_size.with_label_values(&[name]),
         };
         let (queue, health) = (Arc::new(Queue::new(options.max_queue, backends.len())), Arc::<Health>::default());
-        let (machines, workers) = (Vec::with_capacity(backends.len()), Vec::new());
-        let direct = Direct { recipe: recipe.clone(), queue: Arc::clone(&queue), machines };
+        let mut machines = Vec::with_capacity(backends.len());
+        for mut backend in backends {
+            recipe.warm_up(backend.as_mut())?;
+            machines.push(Arc::new(Mutex::new(Machine::new(backend))));
+        }
+        let helper = Helper { recipe: recipe.clone(), queue: Arc::clone(&queue), machines: machines.clone() };
         let mut model = Self {
             manifest,
             sha256,
@@ -227,15 +232,12 @@ impl Model {
             max_delay,
             statistics,
             queue,
-            direct,
+            helper: Arc::new(helper),
             health,
-            workers,
+            workers: Vec::new(),
         };
-        for (index, mut backend) in backends.into_iter().enumerate() {
-            recipe.warm_up(backend.as_mut())?;
+        for (index, machine) in machines.into_iter().enumerate() {
             let (queue, health) = (Arc::clone(&model.queue), Arc::clone(&model.health));
-            let machine = Arc::new(Mutex::new(Machine::new(backend)));
-            model.direct.machines.push(Arc::clone(&machine));
             let worker = Worker { recipe: recipe.clone(), queue, health, machine };
             let thread = thread::Builder::new().name(format!("network-{index}")).spawn(move || worker.work())?;
             model.workers.push(thread);
@@ -315,22 +317,24 @@ impl Model {
 
     /// Asks the network about pictures of [`Self::input_size`] pixels a side. They go into the queue together or not at
     /// all; the answers are in their order.
-    pub(super) async fn run(&self, pictures: Vec<RgbImage>, urgency: Urgency) -> Result<Vec<Answer>, EngineError> {
-        self.ask(pictures.into_iter().map(Item::Picture), urgency).await
+    pub(super) async fn run(&self, pictures: Vec<RgbImage>) -> Result<Vec<Answer>, EngineError> {
+        self.ask(pictures.into_iter().map(Item::Picture)).await
     }
 
-    /// Asks the network on the calling thread, which has one core of the bound. `None` where it cannot answer at once; then they
-    /// are for [`Self::run`].
-    pub(super) fn run_at_once(&self, pictures: &[RgbImage]) -> Option<Vec<Answer>> {
-        if pictures.is_empty() {
-            return Some(Vec::new());
+    /// Asks the network about pictures as a part of the work at this desk, whose thread runs it when no picture waits.
+    pub(super) fn hand_in(
+        &self,
+        pictures: Vec<RgbImage>,
+        urgency: Urgency,
+        desk: &Desk,
+    ) -> Result<HandedIn, EngineError> {
+        let items = pictures.into_iter().map(Item::Picture);
+        if !desk.is_open() || !self.helper.is_possible() {
+            return self.put(items, |jobs| self.queue.push(jobs, urgency));
         }
-        let asked = Instant::now();
-        let answers = self.direct.run(&pictures.iter().map(Row::Picture).collect::<Vec<_>>())?;
-        if let Some(answer) = answers.first() {
-            self.statistics.answered(asked.elapsed(), answer.queue, answer.spent);
-        }
-        Some(answers)
+        let handed_in = self.put(items, |jobs| self.queue.put(jobs, urgency))?;
+        desk.leave(Arc::clone(&self.helper) as Arc<dyn Help>);
+        Ok(handed_in)
     }
 
     /// Gives the network numbers as they are: rows of [`Self::input`], one after the other; what fills no row is left out. They
@@ -342,7 +346,7 @@ impl Model {
     pub async fn infer(&self, tensor: Vec<f32>) -> Result<Vec<Vec<f32>>, EngineError> {
         let (length, tensor) = (self.input.row_len(), Arc::new(tensor));
         let row = |index: usize| Item::Numbers(Arc::clone(&tensor), index * length..(index + 1) * length);
-        let answers = self.ask((0..tensor.len() / length).map(row), Urgency::Now).await?;
+        let answers = self.ask((0..tensor.len() / length).map(row)).await?;
         let mut outputs: Vec<Vec<f32>> =
             self.outputs.iter().map(|output| Vec::with_capacity(answers.len() * output.row_len())).collect();
         for answer in answers {
@@ -353,43 +357,62 @@ impl Model {
         Ok(outputs)
     }
 
-    /// Asks, and counts.
-    async fn ask(&self, items: impl Iterator<Item = Item>, urgency: Urgency) -> Result<Vec<Answer>, EngineError> {
-        let queued = Instant::now();
-        let result = self.answers(items, queued, urgency).await;
-        match &result {
-            Ok(answers) => {
-                // Who asks about nothing, as for a picture without faces, asks for no run.
-                if let Some(last) = answers.iter().max_by_key(|answer| answer.queue + answer.spent.total()) {
-                    self.statistics.answered(queued.elapsed(), last.queue, last.spent);
-                }
-            }
-            Err(_) => self.statistics.failed(queued.elapsed()),
-        }
-        result
+    async fn ask(&self, items: impl Iterator<Item = Item>) -> Result<Vec<Answer>, EngineError> {
+        self.put(items, |jobs| self.queue.push(jobs, Urgency::Now))?.answers().await
     }
 
-    async fn answers(
+    fn put(
         &self,
         items: impl Iterator<Item = Item>,
-        queued: Instant,
-        urgency: Urgency,
-    ) -> Result<Vec<Answer>, EngineError> {
+        put: impl FnOnce(Vec<Job>) -> Result<(), Refusal>,
+    ) -> Result<HandedIn, EngineError> {
+        let queued = Instant::now();
         let (jobs, replies): (Vec<_>, Vec<_>) = items
             .map(|item| {
                 let (reply, answer) = oneshot::channel();
                 (Job { item, queued, reply }, answer)
             })
             .unzip();
-        self.queue.push(jobs, urgency).map_err(|refusal| match refusal {
-            Refusal::Full => EngineError::Overloaded,
-            Refusal::Closed => EngineError::Stopped,
+        put(jobs).map_err(|refusal| {
+            self.statistics.failed(queued.elapsed());
+            match refusal {
+                Refusal::Full => EngineError::Overloaded,
+                Refusal::Closed => EngineError::Stopped,
+            }
         })?;
-        let mut answers = Vec::with_capacity(replies.len());
-        for reply in replies {
-            answers.push(reply.await.map_err(|_| EngineError::Stopped)??);
+        Ok(HandedIn { queued, replies, statistics: Arc::clone(&self.statistics) })
+    }
+}
+
+/// Items that a network was given. Dropping it takes them out of the line.
+pub struct HandedIn {
+    queued: Instant,
+    replies: Vec<oneshot::Receiver<Result<Answer, BackendError>>>,
+    statistics: Arc<Statistics>,
+}
+
+impl HandedIn {
+    /// Waits for the answers, in the order of the items, and counts them.
+    pub(super) async fn answers(self) -> Result<Vec<Answer>, EngineError> {
+        let Self { queued, replies, statistics } = self;
+        let all = async {
+            let mut answers = Vec::with_capacity(replies.len());
+            for reply in replies {
+                answers.push(reply.await.map_err(|_| EngineError::Stopped)??);
+            }
+            Ok(answers)
+        };
+        let result: Result<Vec<Answer>, EngineError> = all.await;
+        match &result {
+            Ok(answers) => {
+                // Who asks about nothing, as for a picture without faces, asks for no run.
+                if let Some(last) = answers.iter().max_by_key(|answer| answer.queue + answer.spent.total()) {
+                    statistics.answered(queued.elapsed(), last.queue, last.spent);
+                }
+            }
+            Err(_) => statistics.failed(queued.elapsed()),
         }
-        Ok(answers)
+        result
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Queue<T> {
 struct State<T> {
     /// One lane for each urgency.
     lanes: [VecDeque<T>; 2],
+    /// What a run has failed with: for workers alone, who know what to do then.
+    trouble: VecDeque<T>,
     /// Workers that wait for the first item in [`Queue::wait`].
     idle: usize,
     /// Items that were taken and are not done.
@@ -54,18 +56,29 @@ impl Patience {
 
 impl<T> State<T> {
     fn is_empty(&self) -> bool {
-        self.lanes.iter().all(VecDeque::is_empty)
+        self.trouble.is_empty() && self.lanes.iter().all(VecDeque::is_empty)
     }
 
     /// Items in the lane that the next ones are taken from.
     fn next(&self) -> usize {
-        self.lanes.iter().map(VecDeque::len).find(|length| *length > 0).unwrap_or_default()
+        let lanes = [&self.trouble].into_iter().chain(&self.lanes);
+        lanes.map(VecDeque::len).find(|length| *length > 0).unwrap_or_default()
     }
+}
 
-    /// What each of the workers has if so many that wait, and all that are being worked on, are shared alike: with batches of one
-    /// size nobody waits for a large one while a small one is done.
-    fn share(&self, waiting: usize, workers: usize) -> usize {
-        (waiting + self.running).div_ceil(workers)
+/// What each of the workers has if so many that wait, and all that are being worked on, are shared alike: with batches of one size
+/// nobody waits for a large one while a small one is done.
+const fn share(waiting: usize, running: usize, workers: usize) -> usize {
+    (waiting + running).div_ceil(workers)
+}
+
+/// Moves up to `most` items that are wanted; unwanted ones are dropped on the way.
+fn move_wanted<T>(lane: &mut VecDeque<T>, most: usize, wanted: impl Fn(&T) -> bool, batch: &mut Vec<T>) {
+    while batch.len() < most {
+        let Some(item) = lane.pop_front() else { break };
+        if wanted(&item) {
+            batch.push(item);
+        }
     }
 }
 
@@ -82,15 +95,26 @@ impl<T> Queue<T> {
     /// An empty queue in which at most `capacity` items of each urgency wait for so many workers.
     pub(super) fn new(capacity: usize, workers: usize) -> Self {
         let lanes = [VecDeque::with_capacity(capacity.min(1024)), VecDeque::new()];
-        let state = State { lanes, idle: 0, running: 0, last_push: Instant::now(), closed: false };
+        let trouble = VecDeque::new();
+        let state = State { lanes, trouble, idle: 0, running: 0, last_push: Instant::now(), closed: false };
         Self { state: Mutex::new(state), arrived: Condvar::new(), capacity, workers: workers.max(1) }
     }
 
-    /// Puts items at the end of their lane, side by side: all of them or none.
+    /// Puts items at the end of their lane, side by side, all of them or none, and wakes a worker.
     ///
     /// # Errors
     /// When the queue is closed, or the lane too full for all of them.
     pub(super) fn push(&self, items: Vec<T>, urgency: Urgency) -> Result<(), Refusal> {
+        self.put(items, urgency)?;
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// The same, for a thread that sees to it that they are taken: nobody is woken.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub(super) fn put(&self, items: Vec<T>, urgency: Urgency) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(Refusal::Closed);
@@ -101,9 +125,20 @@ impl<T> Queue<T> {
         }
         lane.extend(items);
         state.last_push = Instant::now();
-        drop(state);
-        self.arrived.notify_one();
         Ok(())
+    }
+
+    /// Hands items whose run has failed to a worker.
+    pub(super) fn put_back(&self, items: Vec<T>) {
+        self.state.lock().trouble.extend(items);
+        self.arrived.notify_one();
+    }
+
+    /// Wakes a worker for what waits, if anything does.
+    pub(super) fn wake(&self) {
+        if !self.state.lock().is_empty() {
+            self.arrived.notify_one();
+        }
     }
 
     /// Waits until there are items; `false` once the queue is closed and everything is taken. For `most` of them, or this worker's
@@ -124,7 +159,7 @@ impl<T> Queue<T> {
             }
             let until = patience.until(*first_seen.get_or_insert_with(Instant::now), state.last_push);
             let next = state.next();
-            if state.closed || next >= most.min(state.share(next, self.workers)) || Instant::now() >= until {
+            if state.closed || next >= most.min(share(next, state.running, self.workers)) || Instant::now() >= until {
                 return true;
             }
             self.arrived.wait_until(&mut state, until);
@@ -136,34 +171,32 @@ impl<T> Queue<T> {
     /// is done along with it. Whoever takes says when it is [`Self::done`].
     pub(super) fn take(&self, most: usize, wanted: impl Fn(&T) -> bool) -> Vec<T> {
         let mut state = self.state.lock();
+        let State { lanes: [now, whenever], trouble, idle, running, .. } = &mut *state;
         let mut batch = Vec::new();
-        for lane in [Urgency::Now, Urgency::Whenever].map(|urgency| urgency as usize) {
-            while batch.is_empty() && !state.lanes[lane].is_empty() {
-                let waiting = state.lanes[lane].len();
-                let share = waiting.div_ceil(state.idle + 1).min(state.share(waiting, self.workers)).min(most);
-                while batch.len() < share {
-                    let Some(item) = state.lanes[lane].pop_front() else { break };
-                    if wanted(&item) {
-                        batch.push(item);
-                    }
-                }
+        for lane in [trouble, now, whenever] {
+            while batch.is_empty() && !lane.is_empty() {
+                let share = lane.len().div_ceil(*idle + 1).min(share(lane.len(), *running, self.workers)).min(most);
+                move_wanted(lane, share, &wanted, &mut batch);
             }
         }
-        state.running += batch.len();
+        *running += batch.len();
         if !state.is_empty() {
             self.arrived.notify_one();
         }
         batch
     }
 
-    /// Lets so many items pass that were never put in, where nobody waits. Whoever passes says when that is [`Self::done`].
-    pub(super) fn pass(&self, count: usize) -> bool {
+    /// The same for a thread that is no worker, of what somebody waits for: the share of one of the workers, none of which is woken.
+    pub(super) fn take_now(&self, most: usize, wanted: impl Fn(&T) -> bool) -> Vec<T> {
         let mut state = self.state.lock();
-        let free = state.is_empty() && !state.closed;
-        if free {
-            state.running += count;
+        let State { lanes: [now, _], running, .. } = &mut *state;
+        let mut batch = Vec::new();
+        while batch.is_empty() && !now.is_empty() {
+            let share = share(now.len(), *running, self.workers).min(most);
+            move_wanted(now, share, &wanted, &mut batch);
         }
-        free
+        *running += batch.len();
+        batch
     }
 
     /// A batch of so many items is done.
@@ -178,7 +211,8 @@ impl<T> Queue<T> {
 
     /// Items that wait now.
     pub(super) fn len(&self) -> usize {
-        self.state.lock().lanes.iter().map(VecDeque::len).sum()
+        let state = self.state.lock();
+        state.trouble.len() + state.lanes.iter().map(VecDeque::len).sum::<usize>()
     }
 
     /// Whether nothing is taken in any more.
@@ -263,6 +297,20 @@ mod tests {
         assert_eq!(queue.take(2, |_| true), [7, 8]);
         assert_eq!(queue.push(vec![3], Urgency::Now), Ok(()));
         assert_eq!(queue.take(9, |item| *item != 3), [9], "nobody waits for 3 any more");
+    }
+
+    #[test]
+    fn who_is_no_worker_takes_a_workers_share_of_what_somebody_waits_for() {
+        let queue = Queue::new(9, 2);
+        assert_eq!(queue.put(vec![7], Urgency::Whenever), Ok(()));
+        assert!(queue.take_now(9, |_| true).is_empty());
+        assert_eq!(queue.put((1..=5).collect(), Urgency::Now), Ok(()));
+        assert_eq!(queue.take_now(9, |item| *item != 2), [1, 3, 4]);
+        queue.put_back(vec![3]);
+        assert_eq!(queue.take_now(9, |_| true), [5]);
+        assert!(queue.take_now(9, |_| true).is_empty(), "trouble is for workers");
+        assert!(queue.wait(9, NONE));
+        assert_eq!((queue.take(9, |_| true), queue.take(9, |_| true)), (vec![3], vec![7]));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What runs a network. A worker is a thread that takes what waits, fills the batch tensor, runs, and answers each item; where
-//! nobody waits, the thread that has a picture in hand runs the network itself ([`Direct`]), which spares two hand-overs.
+//! What runs a network: takes what waits, fills the batch tensor, runs, and answers each item. A [`Worker`] is a thread that does
+//! nothing else; threads that have pictures in hand do it as well ([`Helper`]), which spares hand-overs.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +18,7 @@ use super::backend::{Backend, BackendError};
 use super::queue::{Patience, Queue};
 use super::statistics::{Spent, Statistics};
 use crate::compute::{Compute, Cores, Priority};
+use crate::cpu::Help;
 
 /// How long a worker waits before it tries again to load a network that could not be loaded.
 const LOAD_AGAIN: Duration = Duration::from_secs(1);
@@ -186,29 +187,65 @@ impl Machine {
         }
         result
     }
+
+    /// One run. The answers are sent, or the pictures come back with the reason.
+    fn answer(&mut self, recipe: &Recipe, jobs: Vec<Job>) -> Result<(), Failed> {
+        let batch: Vec<Row<'_>> = jobs.iter().map(|job| job.item.row()).collect();
+        let started = Instant::now();
+        match self.run(recipe, &batch) {
+            Ok((answers, spent)) => {
+                for (job, rows) in jobs.into_iter().zip(answers) {
+                    let queue = started.duration_since(job.queued);
+                    // A receiver that has gone meanwhile wants no answer.
+                    let _ = job.reply.send(Ok(Answer { rows, queue, spent }));
+                }
+                Ok(())
+            }
+            Err(error) => Err(Failed { jobs, error }),
+        }
+    }
 }
 
-/// The way past the queue, for a thread that has a core and pictures in hand.
-pub(super) struct Direct {
+/// What threads that have a core in hand do for a network instead of its workers.
+pub(super) struct Helper {
     pub(super) recipe: Recipe,
     pub(super) queue: Arc<Queue<Job>>,
     pub(super) machines: Vec<Arc<Mutex<Machine>>>,
 }
 
-impl Direct {
-    /// Runs the network on the calling thread, which has one core of the bound: at once, where a run takes no more than that,
-    /// nobody waits and a network is at rest. Else, or where the run fails, there is no answer, and the batch is for the queue.
-    pub(super) fn run(&self, batch: &[Row<'_>]) -> Option<Vec<Answer>> {
+impl Helper {
+    /// Whether they can: a run takes the one core that they have, and nobody has asked for batches to be waited for.
+    pub(super) fn is_possible(&self) -> bool {
+        self.recipe.threads == 1 && self.recipe.max_delay.is_zero()
+    }
+}
+
+impl Help for Helper {
+    /// Runs what waits, batch after batch. A worker is woken where no network is at rest, where another core is free, and for what
+    /// a run fails with.
+    fn help(&self, stop: &dyn Fn() -> bool) -> bool {
         let Self { recipe, queue, machines } = self;
-        let simple = recipe.threads == 1 && recipe.max_delay.is_zero() && batch.len() <= recipe.max_batch;
-        if !simple || !queue.pass(batch.len()) {
-            return None;
+        while !stop() {
+            let mut at_rest =
+                machines.iter().filter_map(|machine| machine.try_lock()).filter(|machine| !machine.suspect);
+            let Some(mut machine) = at_rest.next() else {
+                queue.wake();
+                return false;
+            };
+            let jobs = queue.take_now(recipe.max_batch, |job| !job.reply.is_closed());
+            if jobs.is_empty() {
+                return false;
+            }
+            if recipe.compute.has_free() {
+                queue.wake();
+            }
+            let count = jobs.len();
+            if let Err(Failed { jobs, .. }) = machine.answer(recipe, jobs) {
+                queue.put_back(jobs);
+            }
+            queue.done(count);
         }
-        let mut at_rest = machines.iter().filter_map(|machine| machine.try_lock()).filter(|machine| !machine.suspect);
-        let result = at_rest.next().map(|mut machine| machine.run(recipe, batch));
-        queue.done(batch.len());
-        let (rows, spent) = result?.ok()?;
-        Some(rows.into_iter().map(|rows| Answer { rows, queue: Duration::ZERO, spent }).collect())
+        true
     }
 }
 
@@ -243,19 +280,19 @@ impl Worker {
         let set = (!max_delay.is_zero()).then_some((max_batch, Patience { longest: max_delay, quiet: max_delay }));
         let mut enough = set.unwrap_or((1, Patience::NONE));
         while queue.wait(enough.0, enough.1) {
-            // First a core, then the batch: what arrives while the cores are taken is in it.
+            // First the network, which others may be running, and a core, then the batch: what arrives meanwhile is in it.
+            let mut machine = self.machine.lock();
             let mut cores = Some(compute.take(Priority::Network, self.recipe.threads));
             let jobs = queue.take(max_batch, |job| !job.reply.is_closed());
             if jobs.is_empty() {
                 continue;
             }
             let (started, count) = (Instant::now(), jobs.len());
-            let mut machine = self.machine.lock();
             if machine.suspect {
                 self.renew(&mut machine, &mut cores);
             }
             self.answer(jobs, &mut machine, &mut cores);
-            drop(machine);
+            drop((machine, cores));
             queue.done(count);
             enough = set.unwrap_or_else(|| (count, Patience { longest: started.elapsed() / PATIENCE, quiet: QUIET }));
         }
@@ -264,7 +301,10 @@ impl Worker {
     /// Answers pictures that share a run. When it fails, each gets a run of its own, so that the one that is to blame fails
     /// alone.
     fn answer(&self, jobs: Vec<Job>, machine: &mut Machine, cores: &mut Option<Cores<'_>>) {
-        let Err(Failed { jobs, error }) = self.run(jobs, machine, cores) else { return };
+        let Err(Failed { jobs, error }) = machine.answer(&self.recipe, jobs) else { return };
+        if machine.suspect {
+            self.renew(machine, cores);
+        }
         if jobs.len() > 1 {
             tracing::warn!(%error, pictures = jobs.len(), "a run of the network failed: each picture is tried alone");
             for job in jobs.into_iter().filter(|job| !job.reply.is_closed()) {
@@ -280,28 +320,6 @@ impl Worker {
         if let Err(error) = self.recipe.check(machine.backend.as_mut(), 1) {
             tracing::error!(%error, "a network does not work any more");
             self.renew(machine, cores);
-        }
-    }
-
-    /// One run. The answers are sent, or the pictures come back with the reason.
-    fn run(&self, jobs: Vec<Job>, machine: &mut Machine, cores: &mut Option<Cores<'_>>) -> Result<(), Failed> {
-        let batch: Vec<Row<'_>> = jobs.iter().map(|job| job.item.row()).collect();
-        let started = Instant::now();
-        match machine.run(&self.recipe, &batch) {
-            Ok((answers, spent)) => {
-                for (job, rows) in jobs.into_iter().zip(answers) {
-                    let queue = started.duration_since(job.queued);
-                    // A receiver that has gone meanwhile wants no answer.
-                    let _ = job.reply.send(Ok(Answer { rows, queue, spent }));
-                }
-                Ok(())
-            }
-            Err(error) => {
-                if machine.suspect {
-                    self.renew(machine, cores);
-                }
-                Err(Failed { jobs, error })
-            }
         }
     }
 
