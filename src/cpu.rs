@@ -21,8 +21,8 @@ pub struct Cpu {
 
 /// Something that a thread with a core in hand can do when no picture waits.
 pub trait Help: Send + Sync {
-    /// Does it, until nothing is left or `stop` says so. Whether something is left.
-    fn help(&self, stop: &dyn Fn() -> bool) -> bool;
+    /// Does a part of it. Whether something may be left.
+    fn help(&self) -> bool;
 }
 
 /// Where a piece of work leaves what is to be done next, by the same threads.
@@ -54,22 +54,27 @@ struct Shared {
 }
 
 impl Shared {
-    fn leave(&self, desk: Desk) {
+    fn leave(&self, help: Arc<dyn Help>) {
         let mut left = self.left.lock();
-        for help in desk.left.into_inner() {
-            if !left.iter().any(|other| Arc::ptr_eq(other, &help)) {
-                left.push(help);
-            }
+        if !left.iter().any(|other| Arc::ptr_eq(other, &help)) {
+            left.push(help);
         }
     }
 
-    fn help(&self) {
-        let stop = || self.waiting.load(Ordering::SeqCst) > 0;
-        while !stop() {
-            let Some(help) = self.left.lock().pop() else { return };
-            if help.help(&stop) {
-                self.left.lock().push(help);
+    /// Does what was left, part by part, as long as no work waits, and `then` after the first part.
+    fn help(&self, then: impl FnOnce()) {
+        let mut then = Some(then);
+        while self.waiting.load(Ordering::SeqCst) == 0 {
+            let Some(help) = self.left.lock().pop() else { break };
+            if help.help() {
+                self.leave(help);
             }
+            if let Some(then) = then.take() {
+                then();
+            }
+        }
+        if let Some(then) = then {
+            then();
         }
     }
 }
@@ -141,17 +146,22 @@ impl Cpu {
                 let desk = Desk { is_open, left: RefCell::default() };
                 // Of a panic, dropping `done` tells.
                 let value = if done.is_closed() { None } else { catch_unwind(AssertUnwindSafe(|| work(&desk))).ok() };
-                let waits_for_help = !desk.left.borrow().is_empty();
-                shared.leave(desk);
-                // The caller may have gone meanwhile; nobody else wants the result. One who goes on when what was left is done is
-                // woken once, with all of it.
-                let send = || value.map(|value| done.send(value));
-                if waits_for_help {
-                    shared.help();
+                // The caller may have gone meanwhile; nobody else wants the result.
+                let send = || {
+                    if let Some(value) = value {
+                        let _ = done.send(value);
+                    }
+                };
+                let left = desk.left.into_inner();
+                if left.is_empty() {
                     send();
+                    shared.help(|| ());
                 } else {
-                    send();
-                    shared.help();
+                    for help in left {
+                        shared.leave(help);
+                    }
+                    // Whoever left something goes on when it is done, and is woken once, with all of it.
+                    shared.help(send);
                 }
             });
         });
@@ -184,7 +194,7 @@ mod tests {
     struct Counter(AtomicUsize);
 
     impl Help for Counter {
-        fn help(&self, _: &dyn Fn() -> bool) -> bool {
+        fn help(&self) -> bool {
             self.0.fetch_add(1, Ordering::SeqCst);
             false
         }

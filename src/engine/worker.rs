@@ -188,6 +188,14 @@ impl Machine {
         result
     }
 
+    /// Puts a new network in the place of this one.
+    fn renew(&mut self, recipe: &Recipe) -> Result<(), BackendError> {
+        let mut fresh = self.backend.renew()?;
+        recipe.warm_up(fresh.as_mut())?;
+        (self.backend, self.suspect) = (fresh, false);
+        Ok(())
+    }
+
     /// One run. The answers are sent, or the pictures come back with the reason.
     fn answer(&mut self, recipe: &Recipe, jobs: Vec<Job>) -> Result<(), Failed> {
         let batch: Vec<Row<'_>> = jobs.iter().map(|job| job.item.row()).collect();
@@ -221,30 +229,33 @@ impl Helper {
 }
 
 impl Help for Helper {
-    /// Runs what waits, batch after batch. A worker is woken where no network is at rest, where another core is free, and for what
-    /// a run fails with.
-    fn help(&self, stop: &dyn Fn() -> bool) -> bool {
+    /// Runs a batch of what waits. A worker is woken where no network is at rest, where another core is free, and for what a run fails
+    /// with.
+    fn help(&self) -> bool {
         let Self { recipe, queue, machines } = self;
-        while !stop() {
-            let mut at_rest =
-                machines.iter().filter_map(|machine| machine.try_lock()).filter(|machine| !machine.suspect);
-            let Some(mut machine) = at_rest.next() else {
-                queue.wake();
-                return false;
-            };
-            let jobs = queue.take_now(recipe.max_batch, |job| !job.reply.is_closed());
-            if jobs.is_empty() {
-                return false;
-            }
-            if recipe.compute.has_free() {
-                queue.wake();
-            }
-            let count = jobs.len();
-            if let Err(Failed { jobs, .. }) = machine.answer(recipe, jobs) {
-                queue.put_back(jobs);
-            }
-            queue.done(count);
+        let mut at_rest = machines.iter().filter_map(|machine| machine.try_lock()).filter(|machine| !machine.suspect);
+        let Some(mut machine) = at_rest.next() else {
+            queue.wake();
+            return false;
+        };
+        let jobs = queue.take_now(recipe.max_batch, |job| !job.reply.is_closed());
+        if jobs.is_empty() {
+            return false;
         }
+        if recipe.compute.has_free() {
+            queue.wake();
+        }
+        let count = jobs.len();
+        if let Err(Failed { jobs, .. }) = machine.answer(recipe, jobs) {
+            if machine.suspect
+                && let Err(error) = machine.renew(recipe)
+            {
+                // It stays suspect, and its worker tries again.
+                tracing::error!(%error, "a network cannot be loaded anew");
+            }
+            queue.put_back(jobs);
+        }
+        queue.done(count);
         true
     }
 }
@@ -328,13 +339,8 @@ impl Worker {
     fn renew(&self, machine: &mut Machine, cores: &mut Option<Cores<'_>>) {
         self.health.without_network.fetch_add(1, Ordering::Relaxed);
         loop {
-            let renewed = machine.backend.renew().and_then(|mut fresh| {
-                self.recipe.warm_up(fresh.as_mut())?;
-                Ok(fresh)
-            });
-            match renewed {
-                Ok(fresh) => {
-                    (machine.backend, machine.suspect) = (fresh, false);
+            match machine.renew(&self.recipe) {
+                Ok(()) => {
                     tracing::warn!("a worker has loaded its network anew");
                     break;
                 }

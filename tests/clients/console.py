@@ -30,6 +30,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = ROOT / "examples" / "group.jpg"
 FACES = ROOT / "examples" / "faces"
+REPORT = ROOT / "models" / "face-attributes" / "1" / "evaluation" / "utkface.html"
 PROGRAM = os.environ.get("FACEWISE", str(ROOT / "target" / "debug" / "facewise"))
 BROWSER = os.environ.get("FACEWISE_BROWSER") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = os.environ.get("FACEWISE_SCREENSHOTS")
@@ -759,8 +760,6 @@ def test_a_set_that_cannot_be_evaluated_is_refused_in_words(visit, server):
     ("console-phone", {"viewport": PHONE, "color_scheme": "dark", "device_scale_factor": 2, "is_mobile": True, "has_touch": True}),
 ])
 def test_screenshots(visit, server, name, context):
-    from PIL import Image
-
     console = visit(at="http://localhost:8080", **context)
     page = console.page
     # The first answers of a server are slower than what follows.
@@ -770,6 +769,20 @@ def test_screenshots(visit, server, name, context):
     console.settled()
     page.mouse.move(1, 1)
     expect(page.locator(".crop canvas[data-drawn]")).to_have_count(console.cards().count())
+    keep(page, name)
+
+
+@pytest.mark.skipif(not SCREENSHOTS, reason="written only with FACEWISE_SCREENSHOTS=docs/images")
+def test_screenshot_of_a_report(browser):
+    page = browser.new_page(viewport={"width": 1200, "height": 1500}, color_scheme="light")
+    page.goto(REPORT.as_uri())
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    keep(page, "report")
+
+
+def keep(page, name):
+    from PIL import Image
+
     shot = Image.open(io.BytesIO(page.screenshot()))
     file = Path(SCREENSHOTS) / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ impl Frame {
 }
 
 /// A bar for each decade with its mean absolute error, and a mark at the mean error.
-pub(super) fn errors_by_age(decades: &[(String, u64, f64, f64)]) -> Markup {
+pub(super) fn errors_by_age(decades: &[(u16, u64, f64, f64)]) -> Markup {
     let highest = decades.iter().map(|(_, _, mae, _)| *mae).fold(1.0, f64::max) * 1.12;
     let lowest = decades.iter().map(|(_, _, _, error)| *error).fold(0.0, f64::min) * 1.1;
     let frame = Frame { width: 520.0, left: 36.0, top: 14.0, bottom: 246.0, low: lowest, high: highest };
@@ -74,14 +74,14 @@ pub(super) fn errors_by_age(decades: &[(String, u64, f64, f64)]) -> Markup {
         svg viewBox="0 0 520 290" role="img" {
             title { "Mean absolute error and mean error in years, by decade of the true age" }
             (frame.grid(|value| format!("{value}")))
-            @for (index, (name, n, mae, error)) in decades.iter().enumerate() {
+            @for (index, (first, n, mae, error)) in decades.iter().enumerate() {
                 @let x = frame.left + room * (index as f64 + 0.5);
                 rect class="pale" x=(at(x - room * 0.34)) width=(at(room * 0.68)) y=(at(frame.y(*mae))) height=(at(frame.y(0.0) - frame.y(*mae))) rx="3" {
-                    title { (name) " years: mean absolute error " (format!("{mae:.2}")) ", mean error " (format!("{error:+.2}")) ", " (count(*n)) " rows" }
+                    title { (first) "-" (first + 9) " years: mean absolute error " (format!("{mae:.2}")) ", mean error " (format!("{error:+.2}")) ", " (count(*n)) " rows" }
                 }
                 text class="strong" x=(at(x)) y=(at(frame.y(*mae) - 5.0)) text-anchor="middle" { (format!("{mae:.1}")) }
                 circle class="mark" cx=(at(x)) cy=(at(frame.y(*error))) r="5" {}
-                text x=(at(x)) y="266" text-anchor="middle" { (name) }
+                text x=(at(x)) y="266" text-anchor="middle" { (first) }
                 text x=(at(x)) y="282" text-anchor="middle" { (count(*n)) }
             }
         }

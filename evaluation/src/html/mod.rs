@@ -242,7 +242,7 @@ fn age_section(age: &AgeMetrics, figures: &[Figure], misses: &[Miss], thumbnails
     let decades: Vec<_> = age
         .mae_by_decade
         .iter()
-        .map(|(decade, metrics)| (decade.to_string(), metrics.n, metrics.mae, metrics.mean_error))
+        .map(|(decade, metrics)| (decade.first(), metrics.n, metrics.mae, metrics.mean_error))
         .collect();
     let scores: Vec<(u8, f64)> = age.cs.iter().map(|(years, share)| (*years, *share)).collect();
     html! {
@@ -250,7 +250,7 @@ fn age_section(age: &AgeMetrics, figures: &[Figure], misses: &[Miss], thumbnails
             h2 { "Age" }
             (figures_table(figures))
             div class="cards" {
-                (card("Error by age", &chart::errors_by_age(&decades), "Bars: mean absolute error in years. Dots: mean error, above 0 where faces are taken for older. Below: decade of the true age, rows."))
+                (card("Error by age", &chart::errors_by_age(&decades), "Bars: mean absolute error in years. Dots: mean error, above 0 where faces are taken for older. Below: decade of the true age, by its first year, and its rows."))
                 @if !scores.is_empty() {
                     (card("Cumulative score", &chart::cumulative_score(&scores), "Share of rows that are off by no more than so many years."))
                 }

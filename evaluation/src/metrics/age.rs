@@ -50,6 +50,11 @@ impl Decade {
     pub fn of(years: f32) -> Self {
         Self((years / 10.0) as u16 * 10)
     }
+
+    /// Its first year of age.
+    pub const fn first(self) -> u16 {
+        self.0
+    }
 }
 
 impl fmt::Display for Decade {
