@@ -78,7 +78,7 @@ pub fn load(path: &Path, live: &VarStore, averaged: &VarStore, optimiser: &AdamW
         batch: usize::try_from(numbers[1])?,
         step: u64::try_from(numbers[2])?,
     };
-    let doubles = |name: &str| tensors.get(name).map_or(Ok(Vec::new()), |tensor| Vec::<f64>::try_from(tensor));
+    let doubles = |name: &str| tensors.get(name).map_or(Ok(Vec::new()), Vec::<f64>::try_from);
     let best = doubles(BEST)?;
     let losses = doubles(LOSSES)?;
     let findings = Findings {

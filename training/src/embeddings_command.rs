@@ -100,14 +100,18 @@ pub(crate) enum EmbeddingsCommand {
 
 #[derive(Args)]
 pub(crate) struct SourceArgs {
-    /// NumPy file of embeddings: float32 or float64, one row a face
+    /// File `.npy` of embeddings: float32 or float64, one row a face
     #[arg(long, requires = "labels", required_unless_present = "celeba")]
     embeddings: Option<PathBuf>,
     /// CSV with a line for each embedding: age, gender, smile or emotion; where there are such columns, split, subject and fold
     #[arg(long, requires = "embeddings")]
     labels: Option<PathBuf>,
-    /// Folder of CelebA's annotations instead, the text files or annotations.zip: one attribute is learned from the others
-    #[arg(long, conflicts_with_all = ["embeddings", "labels"])]
+    // Not a doc comment, in which the name would need quotes.
+    #[arg(
+        long,
+        help = "Folder of CelebA's annotations instead, the text files or annotations.zip: one attribute is learned from the others",
+        conflicts_with_all = ["embeddings", "labels"]
+    )]
     celeba: Option<PathBuf>,
 }
 

@@ -77,7 +77,7 @@ fn each_network_learns_a_small_set_by_heart_and_is_written_as_it_computes() {
         let run = folder.path().join("run");
         let scores = train(&config, &rows, &split, &options(&run), true).unwrap();
         assert!(scores.train.accuracy > 0.95, "{}: {scores:?}", config.name);
-        assert_eq!(scores.train.loss, scores.validation.loss, "the same rows, and the weights of the best epoch");
+        assert_eq!(scores.train, scores.validation, "the same rows, and the weights of the best epoch");
 
         let graph = config.graph(features).unwrap();
         assert_eq!(graph.parameters(), parameters);

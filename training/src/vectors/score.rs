@@ -126,11 +126,11 @@ mod tests {
         let score = score(&mirror(101).1, &rows, &Target::Age).unwrap();
         assert_eq!((score.n, score.accuracy, score.one_off), (2, 0.5, Some(1.0)));
         // ln 2 for the first row; the second row's year has the logit −10,000.
-        assert!((score.loss - (2f64.ln() + 1e4) / 2.0).abs() < 0.01, "{score:?}");
+        assert!((score.loss - f64::midpoint(2f64.ln(), 1e4)).abs() < 0.01, "{score:?}");
         let mae = score.mae.unwrap();
-        assert!(close(mae.argmax, 0.25) && close(mae.mean, (5.0 + 0.5) / 2.0), "{mae:?}");
+        assert!(close(mae.argmax, 0.25) && close(mae.mean, f64::midpoint(5.0, 0.5)), "{mae:?}");
         // Half of the mass lies below the upper edge of year 20.
-        assert!(close(mae.median, (0.5 + 0.5) / 2.0), "{mae:?}");
+        assert!(close(mae.median, f64::midpoint(0.5, 0.5)), "{mae:?}");
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Source {
             io::copy(&mut File::open(path).with_context(cannot)?, &mut hash).with_context(cannot)?;
         }
         let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = format!("{:x}", hash.finalize());
         Ok(SourceConfig { files: files.iter().map(name).collect(), sha256 })
     }
 

@@ -98,7 +98,9 @@ fn drawn(rows: &Rows, folds: usize, by_subject: bool) -> Vec<usize> {
     for group in groups(rows, (0..rows.len()).collect(), by_subject, 0) {
         let smallest = (0..folds).min_by_key(|fold| sizes[*fold]).unwrap_or_default();
         sizes[smallest] += group.len();
-        group.into_iter().for_each(|row| numbers[row] = smallest);
+        for row in group {
+            numbers[row] = smallest;
+        }
     }
     numbers
 }

@@ -147,7 +147,7 @@ pub fn cross_validate(config: &Config, plan: &Plan, rows: &Rows, options: &Optio
                     let folder = format!("{}/{variant}/seed-{seed}-fold-{fold}", start.name());
                     let options = Options { run: options.run.join(folder), init, ..copy(options) };
                     let split = split::fold(rows, &config.split, plan.folds, fold, seed)?;
-                    let scores = once(&config, rows, &split, options)
+                    let scores = once(&config, rows, &split, &options)
                         .with_context(|| format!("{} {variant}, seed {seed}, fold {fold}", start.name()))?;
                     runs.push(Run { seed, fold, scores });
                     progress.inc(1);
@@ -180,7 +180,7 @@ fn begin(config: &Config, folder: &Path) -> Result<()> {
 }
 
 /// One training in its folder, of which only the figures stay.
-fn once(config: &Config, rows: &Rows, split: &split::Split, options: Options) -> Result<Scores> {
+fn once(config: &Config, rows: &Rows, split: &split::Split, options: &Options) -> Result<Scores> {
     let complete = options.run.join(SCORES);
     if !complete.exists() {
         let checkpoint = options.run.join("checkpoint.safetensors");
@@ -190,7 +190,7 @@ fn once(config: &Config, rows: &Rows, split: &split::Split, options: Options) ->
         }
         let resume = checkpoint.exists();
         let init = if resume { None } else { options.init.clone() };
-        train(config, rows, split, &Options { resume, init, ..copy(&options) }, true)?;
+        train(config, rows, split, &Options { resume, init, ..copy(options) }, true)?;
         for file in [checkpoint, options.run.join(WEIGHTS)] {
             fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
         }
