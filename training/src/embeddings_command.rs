@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use facewise_training::lesson::{CONFIG, Options};
 use facewise_training::model::Identity;
 use facewise_training::vectors::config::Config;
+use facewise_training::vectors::extract::Encoder;
 use facewise_training::vectors::model;
 use facewise_training::vectors::rows::Rows;
 use facewise_training::vectors::source::Source;
@@ -61,6 +62,26 @@ pub(crate) enum EmbeddingsCommand {
         /// One sentence for people
         #[arg(long, default_value = "Attributes of a face of which there is an embedding")]
         description: String,
+    },
+    /// Make embeddings of a labelled set: the pooled features of an attribute network, with the labels beside them
+    Extract {
+        /// The set: a folder with manifest.csv and the pictures or images.zip
+        #[arg(long)]
+        data: PathBuf,
+        /// Rows to take, as in split=test; all by default
+        #[arg(long = "where")]
+        filter: Option<String>,
+        /// Configuration of the attribute network
+        #[arg(long, default_value = "training/configs/default.toml")]
+        config: PathBuf,
+        /// Its weights
+        #[arg(long, default_value = "training/weights/face-attributes-1.safetensors")]
+        weights: PathBuf,
+        /// Where they go, as FILE.npy and FILE.csv
+        #[arg(long)]
+        out: PathBuf,
+        #[command(flatten)]
+        compute: ComputeArgs,
     },
     /// Train over seeds and folds, as it is and in variants, and write means and standard deviations; a stopped study goes on
     CrossValidate {
@@ -193,6 +214,13 @@ pub(crate) fn run(command: EmbeddingsCommand) -> Result<()> {
                 "parity over {} rows: libtorch and ONNX Runtime differ by at most {:.1e}, a row alone and in a batch by {:.1e}",
                 parity.pictures, parity.max_abs_difference, parity.max_row_difference
             );
+        }
+        EmbeddingsCommand::Extract { data, filter, config, weights, out, compute } => {
+            let config = facewise_training::config::Config::read(&config)?;
+            let (device, precision) = compute.prepare()?;
+            let encoder = Encoder::open(&config, &weights, device, precision)?;
+            let (rows, features) = encoder.extract(&data, filter.as_deref(), &out)?;
+            println!("{rows} embeddings of {features} numbers: {0}.npy and {0}.csv", out.display());
         }
         EmbeddingsCommand::CrossValidate { source, recipe, run, seeds, folds, variants, pretrained, compute } => {
             let source = source.source()?;

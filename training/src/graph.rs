@@ -133,6 +133,14 @@ impl Graph {
         &self.outputs
     }
 
+    /// The same layers with the value of another one as the only result; nothing where no layer is what `is` says.
+    #[must_use]
+    pub fn ending_at(mut self, name: &str, is: impl Fn(&Layer) -> bool) -> Option<Self> {
+        let node = NodeId(self.nodes.iter().rposition(|node| is(&node.layer))?);
+        self.outputs = vec![Output { name: name.to_owned(), node }];
+        Some(self)
+    }
+
     /// Shape of each node's output for pictures of `size × size` pixels, in the order of [`Graph::nodes`].
     ///
     /// # Errors
@@ -236,6 +244,20 @@ mod tests {
             let large = b.upsample(x);
             b.concat(vec![large, x])
         });
+    }
+
+    #[test]
+    fn a_graph_can_end_before_its_heads() {
+        let build = || {
+            let mut b = GraphBuilder::new(INPUT);
+            let x = b.global_avg_pool(b.input());
+            let x = b.linear("head", x, Linear::new(3, 2));
+            b.finish([("head", x)]).unwrap()
+        };
+        let pooled = build().ending_at("pooled", |layer| *layer == Layer::GlobalAvgPool).unwrap();
+        assert_eq!((pooled.outputs().len(), pooled.outputs()[0].name.as_str()), (1, "pooled"));
+        assert_eq!(pooled.shapes(32).unwrap()[pooled.outputs()[0].node.index()], Shape::Vector(3));
+        assert_eq!(build().ending_at("none", |layer| *layer == Layer::Flatten), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod celeba;
 pub mod config;
 pub mod embeddings;
+pub mod extract;
 pub mod model;
 pub mod rows;
 pub mod score;
