@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use facewise_training::lesson::{CONFIG, Options};
 use facewise_training::model::Identity;
+use facewise_training::vectors::adience;
 use facewise_training::vectors::config::Config;
 use facewise_training::vectors::extract::Encoder;
 use facewise_training::vectors::model;
@@ -82,6 +83,15 @@ pub(crate) enum EmbeddingsCommand {
         out: PathBuf,
         #[command(flatten)]
         compute: ComputeArgs,
+    },
+    /// Write Adience's fold files as labels of embeddings, which must be in the same order; the folds are those of `cross-validate`
+    Adience {
+        /// Folder with `fold_0_data.txt` to `fold_4_data.txt`
+        #[arg(long)]
+        folds: PathBuf,
+        /// CSV to write: the pictures with age (the middle of its range), gender, fold and subject
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Train over seeds and folds, as it is and in variants, and write means and standard deviations; a stopped study goes on
     CrossValidate {
@@ -221,6 +231,11 @@ pub(crate) fn run(command: EmbeddingsCommand) -> Result<()> {
             let encoder = Encoder::open(&config, &weights, device, precision)?;
             let (rows, features) = encoder.extract(&data, filter.as_deref(), &out)?;
             println!("{rows} embeddings of {features} numbers: {0}.npy and {0}.csv", out.display());
+        }
+        EmbeddingsCommand::Adience { folds, out } => {
+            let faces = adience::read(&folds)?;
+            adience::write(&faces, &out).with_context(|| format!("cannot write {}", out.display()))?;
+            println!("{}: {} faces in {} folds", out.display(), faces.len(), adience::FOLDS);
         }
         EmbeddingsCommand::CrossValidate { source, recipe, run, seeds, folds, variants, pretrained, compute } => {
             let source = source.source()?;

@@ -4,6 +4,7 @@
 //! one [`target`] from them ([`train`]), is scored ([`score`]) and written for serving ([`model`]). [`study`] repeats that over seeds,
 //! folds and variants of the network and compares them.
 
+pub mod adience;
 pub mod celeba;
 pub mod config;
 pub mod embeddings;
