@@ -12,11 +12,12 @@ use facewise_training::vectors::config::Config;
 use facewise_training::vectors::extract::Encoder;
 use facewise_training::vectors::model;
 use facewise_training::vectors::rows::Rows;
+use facewise_training::vectors::search::{self, SearchConfig};
 use facewise_training::vectors::source::Source;
 use facewise_training::vectors::split::{Split, split};
 use facewise_training::vectors::study::{self, Plan, Study};
 use facewise_training::vectors::target::Target;
-use facewise_training::vectors::train::train;
+use facewise_training::vectors::train::{Manner, train};
 use facewise_training::vectors::variant::Variant;
 
 use crate::ComputeArgs;
@@ -118,6 +119,25 @@ pub(crate) enum EmbeddingsCommand {
         #[command(flatten)]
         compute: ComputeArgs,
     },
+    /// Look for hyper-parameters: random samples, the worse half of which ends early; several processes may share a folder
+    Search {
+        #[command(flatten)]
+        source: SourceArgs,
+        /// What is searched
+        #[arg(long, default_value = "training/configs/resmlp-search.toml")]
+        config: PathBuf,
+        /// What to learn, instead of what the recipe says
+        #[arg(long)]
+        target: Option<Target>,
+        /// Another number of samples; a greater one continues a search
+        #[arg(long)]
+        samples: Option<u32>,
+        /// Folder of the search: study.sqlite, search.md, search.svg, and the recipe of the best trial in best.toml
+        #[arg(long, default_value = "runs/search")]
+        run: PathBuf,
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
     /// Count which variant wins, over studies
     Ablation {
         /// The files study.json of complete studies
@@ -208,7 +228,8 @@ pub(crate) fn run(command: EmbeddingsCommand) -> Result<()> {
                 rows.features,
                 rows.unlabelled
             );
-            let scores = train(&config, &rows, &split, &Options { run, resume, init, device, precision }, false)?;
+            let scores =
+                train(&config, &rows, &split, &Options { run, resume, init, device, precision }, &Manner::Told)?;
             println!("{}", serde_json::to_string_pretty(&scores)?);
         }
         EmbeddingsCommand::Export { source, run, models, name, model_version, description } => {
@@ -245,6 +266,21 @@ pub(crate) fn run(command: EmbeddingsCommand) -> Result<()> {
             let options = Options { run, resume: false, init: None, device, precision };
             let study = study::cross_validate(&config, &Plan { seeds, folds, variants, pretrained }, &rows, &options)?;
             print!("{}", study.markdown());
+        }
+        EmbeddingsCommand::Search { source, config, target, samples, run, compute } => {
+            let mut config = SearchConfig::read(&config)?;
+            config.samples = samples.unwrap_or(config.samples);
+            config.recipe.target = target.unwrap_or(config.recipe.target);
+            let source = source.source()?;
+            config.recipe = source.fix(config.recipe, &run)?;
+            let rows = source.read(&config.recipe.target)?;
+            let (device, precision) = compute.prepare()?;
+            let options = Options { run, resume: false, init: None, device, precision };
+            let trials = search::search(&config, &rows, &options, &|trial| {
+                let loss = trial.loss().map_or_else(|| "diverged".to_owned(), |loss| format!("loss {loss:.4}"));
+                eprintln!("trial {}: {loss} after {} epochs", trial.number, trial.epochs.len());
+            })?;
+            print!("{}", search::markdown(&config, &trials));
         }
         EmbeddingsCommand::Ablation { studies, out } => {
             let studies = studies.iter().map(|path| Study::read(path)).collect::<Result<Vec<_>>>()?;

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tch::nn::VarStore;
@@ -66,6 +66,15 @@ pub struct Losses {
     pub parts: Vec<Tensor>,
 }
 
+/// A loss that is not a number any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the loss is {loss} in epoch {epoch}, {place}: a lower learning rate may help")]
+pub struct Diverged {
+    loss: f64,
+    epoch: u32,
+    place: String,
+}
+
 /// What is learned: the part of a training that differs between networks.
 pub trait Lesson {
     /// Pictures of one step with their labels.
@@ -100,6 +109,13 @@ pub trait Lesson {
     /// A run ends after more than so many epochs without a better one.
     fn patience(&self) -> Option<u32> {
         None
+    }
+    /// Whether a run ends with an epoch, counted from 0, whatever its patience.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    fn ends(&self, _epoch: u32, _score: &Self::Score) -> Result<bool> {
+        Ok(false)
     }
     /// Whether nothing but errors is told on the way: one of many runs.
     fn quiet(&self) -> bool {
@@ -165,7 +181,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
             let losses = lesson.losses(&network, &batch);
             let total = losses.total.double_value(&[]);
             if !total.is_finite() {
-                bail!("the loss is {total} in epoch {number}, batch {index}: a lower learning rate may help");
+                return Err(Diverged { loss: total, epoch: number, place: format!("batch {index}") }.into());
             }
             optimiser.zero_grad();
             losses.total.backward();
@@ -196,10 +212,9 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
         cells.extend(L::figures(&score));
         cells.extend([format!("{speed:.0}"), format!("{seconds:.0}")]);
         if let Some(criterion) = L::criterion(&score) {
-            ensure!(
-                criterion.is_finite(),
-                "validation gives {criterion} in epoch {number}: a lower learning rate may help"
-            );
+            if !criterion.is_finite() {
+                return Err(Diverged { loss: criterion, epoch: number, place: "validation".to_owned() }.into());
+            }
             if findings.best.is_none_or(|(_, best)| criterion < best) {
                 findings.best = Some((number, criterion));
                 checkpoint::save_weights(&run.best(), &averaged)?;
@@ -209,7 +224,11 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
         findings.losses.clear();
         let next = Position { epoch: number + 1, batch: 0, step: u64::from(number + 1) * plan.batches as u64 };
         checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, next, &findings)?;
+        let ends = lesson.ends(number, &score)?;
         last = Some(score);
+        if ends {
+            break;
+        }
     }
     let weights = run.folder.join(WEIGHTS);
     let Some((epoch, _)) = findings.best else {

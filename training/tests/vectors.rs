@@ -1,9 +1,11 @@
 //! Networks on vectors learn, are written as ONNX, and are compared in studies.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::thread;
 
 use facewise_training::checkpoint;
 use facewise_training::lesson::{Options, WEIGHTS};
@@ -15,9 +17,10 @@ use facewise_training::onnx::runtime;
 use facewise_training::vectors::config::{Config, NetworkConfig, Schedule};
 use facewise_training::vectors::model;
 use facewise_training::vectors::rows::Rows;
+use facewise_training::vectors::search::{self, SearchConfig, State};
 use facewise_training::vectors::split::Split;
 use facewise_training::vectors::study::{self, Plan, REPORT, Start, Study, Summary};
-use facewise_training::vectors::train::{SCORES, train};
+use facewise_training::vectors::train::{Manner, SCORES, train};
 use facewise_training::vectors::variant::Variant;
 use ort::value::Tensor as OrtTensor;
 use prost::Message;
@@ -75,7 +78,7 @@ fn each_network_learns_a_small_set_by_heart_and_is_written_as_it_computes() {
         let split = Split { train: all.clone(), validation: all, test: Vec::new() };
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let scores = train(&config, &rows, &split, &options(&run), true).unwrap();
+        let scores = train(&config, &rows, &split, &options(&run), &Manner::Quiet).unwrap();
         assert!(scores.train.accuracy > 0.95, "{}: {scores:?}", config.name);
         assert_eq!(scores.train, scores.validation, "the same rows, and the weights of the best epoch");
 
@@ -106,7 +109,7 @@ fn one_logit_is_served_as_two_probabilities() {
     let split = Split { train: (0..64).collect(), validation: (64..96).collect(), test: Vec::new() };
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    train(&config, &rows, &split, &options(&run), true).unwrap();
+    train(&config, &rows, &split, &options(&run), &Manner::Quiet).unwrap();
     let identity = || Identity { name: "smiles".into(), version: "1".into(), description: String::new() };
     let (path, parity) = model::write(&run, &config, folder.path(), identity(), &rows, &split.validation).unwrap();
     assert_eq!((parity.pictures, path), (32, folder.path().join("smiles/1/model.onnx")));
@@ -148,7 +151,7 @@ fn a_run_keeps_its_best_epoch_and_ends_when_patience_does() {
     let split = Split { train: (0..32).collect(), validation: (32..64).collect(), test: Vec::new() };
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let scores = train(&config, &rows, &split, &options(&run), true).unwrap();
+    let scores = train(&config, &rows, &split, &options(&run), &Manner::Quiet).unwrap();
     let text = fs::read_to_string(run.join("epochs.csv")).unwrap();
     let mut lines = text.lines();
     let header = "epoch,size,loss_cross_entropy,validation_loss,validation_accuracy,validation_one_off,validation_age_mae,rows_per_second,seconds";
@@ -173,7 +176,7 @@ fn a_study_repeats_and_compares_and_goes_on_where_it_was() {
         let all: Vec<usize> = (0..60).collect();
         let split = Split { train: all.clone(), validation: all, test: Vec::new() };
         let options = options(&pretrained.join(variant.name()));
-        train(&variant.of(&config).unwrap(), &rows, &split, &options, true).unwrap();
+        train(&variant.of(&config).unwrap(), &rows, &split, &options, &Manner::Quiet).unwrap();
     }
     let run = folder.path().join("study");
     let plan = Plan { seeds: 2, folds: 3, variants, pretrained: Some(pretrained) };
@@ -213,4 +216,54 @@ fn a_study_repeats_and_compares_and_goes_on_where_it_was() {
     let other = Config { batch: 20, ..config };
     let error = study::cross_validate(&other, &plan, &rows, &options(&run)).unwrap_err().to_string();
     assert!(error.contains("a study of another configuration"), "{error}");
+}
+
+#[test]
+fn a_search_is_shared_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("search");
+    let rows = signs(80, 32);
+    let mut config = SearchConfig::parse(include_str!("../configs/resmlp-search.toml")).unwrap();
+    config.space.batch = vec![16, 32];
+    (config.space.blocks, config.space.residuals) = ([0, 2], [0, 1]);
+    config.halving.epochs = 4;
+    config.samples = 5;
+    let work = |config: &SearchConfig| {
+        let done = RefCell::new(Vec::new());
+        let told = |trial: &search::Trial| done.borrow_mut().push(trial.number);
+        let trials = search::search(config, &rows, &options(&run), &told).unwrap();
+        (trials, done.into_inner())
+    };
+    let mut done = thread::scope(|scope| {
+        let other = scope.spawn(|| work(&config).1);
+        let own = work(&config).1;
+        [own, other.join().unwrap()].concat()
+    });
+    done.sort_unstable();
+    assert_eq!(done, [0, 1, 2, 3, 4], "each trial is somebody's, and nobody's twice");
+
+    config.samples = 8;
+    let (trials, done) = work(&config);
+    assert_eq!(done, [5, 6, 7], "more samples continue the search");
+    assert!(trials.iter().all(|trial| trial.state.is_some()));
+    let ended = |state| trials.iter().filter(|trial| trial.state == Some(state)).count();
+    assert!(ended(State::Complete) >= 1 && ended(State::Stopped) >= 1, "{trials:?}");
+    for trial in &trials {
+        let whole = trial.epochs.len() == 4;
+        assert_eq!(trial.state == Some(State::Complete), whole, "{trial:?}");
+        assert!(whole || [1, 2].contains(&trial.epochs.len()), "ended at a rung: {trial:?}");
+    }
+    let best = search::best(&trials).unwrap();
+    assert!(trials.iter().all(|trial| trial.loss() >= best.loss()));
+    assert_eq!(Config::read(&run.join("best.toml")).unwrap(), best.config);
+    let (table, picture) =
+        (fs::read_to_string(run.join("search.md")).unwrap(), fs::read_to_string(run.join("search.svg")).unwrap());
+    assert_eq!(
+        (table.lines().filter(|line| line.starts_with("| ")).count(), picture.matches("<polyline").count()),
+        (9, 8)
+    );
+
+    config.space.gamma = [0.5, 0.6];
+    let error = search::search(&config, &rows, &options(&run), &|_| ()).unwrap_err().to_string();
+    assert!(error.contains("holds another search"), "{error}");
 }

@@ -2,7 +2,7 @@
 //!
 //! Files become [`rows`]; a [`split`] says which of them teach, which choose the best epoch and which only measure; a network learns
 //! one [`target`] from them ([`train`]), is scored ([`score`]) and written for serving ([`model`]). [`study`] repeats that over seeds,
-//! folds and variants of the network and compares them.
+//! folds and variants of the network and compares them, [`search`] over hyper-parameters.
 
 pub mod adience;
 pub mod celeba;
@@ -12,6 +12,7 @@ pub mod extract;
 pub mod model;
 pub mod rows;
 pub mod score;
+pub mod search;
 pub mod source;
 pub mod split;
 pub mod study;

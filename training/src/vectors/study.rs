@@ -13,7 +13,7 @@ use super::config::Config;
 use super::rows::Rows;
 use super::score::Score;
 use super::split;
-use super::train::{SCORES, Scores, train};
+use super::train::{Manner, SCORES, Scores, train};
 use super::variant::Variant;
 use crate::lesson::{CONFIG, Options, WEIGHTS};
 
@@ -190,7 +190,7 @@ fn once(config: &Config, rows: &Rows, split: &split::Split, options: &Options) -
         }
         let resume = checkpoint.exists();
         let init = if resume { None } else { options.init.clone() };
-        train(config, rows, split, &Options { resume, init, ..copy(options) }, true)?;
+        train(config, rows, split, &Options { resume, init, ..copy(options) }, &Manner::Quiet)?;
         for file in [checkpoint, options.run.join(WEIGHTS)] {
             fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
         }

@@ -35,14 +35,24 @@ pub struct Scores {
     pub test: Option<Score>,
 }
 
+/// What a training tells on the way, and to whom.
+pub enum Manner<'a> {
+    /// Figures and progress, to people.
+    Told,
+    /// Nothing: one of many.
+    Quiet,
+    /// The score of each epoch, counted from 0, to a judge who says whether it is the last; nothing to people.
+    Judged(&'a dyn Fn(u32, &Score) -> Result<bool>),
+}
+
 /// Trains a network as [`lesson::learn`] does and keeps the epoch with the lowest validation loss; scores it on every part of the data and
-/// leaves the figures in the run's folder as [`SCORES`]. A `quiet` run tells nothing on the way.
+/// leaves the figures in the run's folder as [`SCORES`].
 ///
 /// # Errors
 /// As for [`lesson::learn`], and when the network cannot work on the rows.
-pub fn train(config: &Config, rows: &Rows, split: &Split, options: &Options, quiet: bool) -> Result<Scores> {
+pub fn train(config: &Config, rows: &Rows, split: &Split, options: &Options, manner: &Manner) -> Result<Scores> {
     let graph = config.graph(rows.features)?;
-    let lesson = Vectors::new(config, rows, split, options.device, quiet);
+    let lesson = Vectors::new(config, rows, split, options.device, manner);
     let validation = lesson::learn(&lesson, &graph, config, options)?;
 
     let variables = VarStore::new(options.device);
@@ -61,18 +71,18 @@ struct Vectors<'a> {
     /// The distribution that each row should have, fp32 `[n, classes]`, where it is not its class alone.
     soft: Option<Tensor>,
     validation: Examples,
-    quiet: bool,
+    manner: &'a Manner<'a>,
 }
 
 impl<'a> Vectors<'a> {
-    fn new(config: &'a Config, rows: &Rows, split: &Split, device: Device, quiet: bool) -> Self {
+    fn new(config: &'a Config, rows: &Rows, split: &Split, device: Device, manner: &'a Manner<'a>) -> Self {
         let train = rows.examples(&split.train, device);
         let soft = (config.target == Target::Age && config.loss.age_sd > 0.0).then(|| {
             let targets: Vec<f32> =
                 train.years.iter().flat_map(|years| around(years.min(100.0), config.loss.age_sd as f32)).collect();
             Tensor::from_slice(&targets).view([train.len() as i64, -1]).to_device(device)
         });
-        Self { config, train, soft, validation: rows.examples(&split.validation, device), quiet }
+        Self { config, train, soft, validation: rows.examples(&split.validation, device), manner }
     }
 }
 
@@ -128,7 +138,14 @@ impl Lesson for Vectors<'_> {
     }
 
     fn quiet(&self) -> bool {
-        self.quiet
+        !matches!(self.manner, Manner::Told)
+    }
+
+    fn ends(&self, epoch: u32, score: &Score) -> Result<bool> {
+        match self.manner {
+            Manner::Judged(judge) => judge(epoch, score),
+            Manner::Told | Manner::Quiet => Ok(false),
+        }
     }
 
     fn batches(&self, epoch: u32, skip: usize) -> impl Iterator<Item = Tensor> {
