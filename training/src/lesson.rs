@@ -28,7 +28,7 @@ pub const CONFIG: &str = "config.toml";
 pub const WEIGHTS: &str = "weights.safetensors";
 
 /// What a run needs beside its configuration.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The run's folder.
     pub run: PathBuf,
@@ -157,6 +157,9 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
     let mut optimiser = lesson.optimiser(&live);
 
     let run = Run::open(options, config, &columns::<L>())?;
+    if !lesson.quiet() {
+        eprintln!("{}", columns::<L>());
+    }
     let (mut position, mut findings) = (Position::default(), Findings::default());
     if options.resume {
         (position, findings) = checkpoint::load(&run.checkpoint(), &live, &averaged, &optimiser)?;

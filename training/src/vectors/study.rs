@@ -145,7 +145,7 @@ pub fn cross_validate(config: &Config, plan: &Plan, rows: &Rows, options: &Optio
                         _ => None,
                     };
                     let folder = format!("{}/{variant}/seed-{seed}-fold-{fold}", start.name());
-                    let options = Options { run: options.run.join(folder), init, ..copy(options) };
+                    let options = Options { run: options.run.join(folder), init, ..options.clone() };
                     let split = split::fold(rows, &config.split, plan.folds, fold, seed)?;
                     let scores = once(&config, rows, &split, &options)
                         .with_context(|| format!("{} {variant}, seed {seed}, fold {fold}", start.name()))?;
@@ -190,23 +190,13 @@ fn once(config: &Config, rows: &Rows, split: &split::Split, options: &Options) -
         }
         let resume = checkpoint.exists();
         let init = if resume { None } else { options.init.clone() };
-        train(config, rows, split, &Options { resume, init, ..copy(options) }, &Manner::Quiet)?;
+        train(config, rows, split, &Options { resume, init, ..options.clone() }, &Manner::Quiet)?;
         for file in [checkpoint, options.run.join(WEIGHTS)] {
             fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
         }
     }
     let text = fs::read_to_string(&complete).with_context(|| format!("cannot read {}", complete.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} has no figures", complete.display()))
-}
-
-fn copy(options: &Options) -> Options {
-    Options {
-        run: options.run.clone(),
-        resume: options.resume,
-        init: options.init.clone(),
-        device: options.device,
-        precision: options.precision,
-    }
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
