@@ -85,6 +85,24 @@ pub fn read(file: &[u8]) -> Result<Array, NpyError> {
     Ok(Array { shape, values })
 }
 
+/// The file of `values` as rows of so many numbers, as `numpy.save` writes it.
+///
+/// # Panics
+/// If the values are no such rows.
+pub fn write(features: usize, values: &[f32]) -> Vec<u8> {
+    assert!(features > 0 && values.len().is_multiple_of(features), "{} numbers in rows of {features}", values.len());
+    let rows = values.len() / features;
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {features}), }}");
+    // The numbers begin at a multiple of 64 bytes, and the header ends with a line break.
+    let before = MAGIC.len() + 4;
+    let length = (before + header.len() + 1).next_multiple_of(64) - before;
+    header.extend(std::iter::repeat_n(' ', length - 1 - header.len()));
+    header.push('\n');
+    let mut file = [MAGIC, &[1, 0][..], &(length as u16).to_le_bytes(), header.as_bytes()].concat();
+    file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    file
+}
+
 /// 32-bit floats, least byte first; what fills none at the end is left out.
 pub fn singles(bytes: &[u8]) -> Vec<f32> {
     let (numbers, _) = bytes.as_chunks();
@@ -228,6 +246,8 @@ mod tests {
         let numpy = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1), }";
         let padded = [&numpy[..], &b" ".repeat(128 - 1 - numpy.len()), b"\n", &1f32.to_le_bytes()].concat();
         assert_eq!(read(&padded), Ok(Array { shape: vec![1, 1], values: vec![1.0] }));
+        assert_eq!(write(1, &[1.0]), padded);
+        assert_eq!(read(&write(3, &[0.5; 6])), Ok(Array { shape: vec![2, 3], values: vec![0.5; 6] }));
     }
 
     #[test]

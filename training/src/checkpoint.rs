@@ -12,6 +12,8 @@ use tch::{Kind, Tensor, no_grad};
 use crate::optimiser::{AdamW, sorted};
 
 const POSITION: &str = "position";
+const BEST: &str = "best";
+const LOSSES: &str = "losses";
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,35 +26,66 @@ pub struct Position {
     pub step: u64,
 }
 
+/// What a run has found on its way.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Findings {
+    /// The best epoch so far, from 0, with its criterion, where a run keeps the best.
+    pub best: Option<(u32, f64)>,
+    /// Sum and number of each part of the loss in the epoch under way.
+    pub losses: Vec<(f64, u64)>,
+}
+
 /// Writes everything that continuing needs.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn save(path: &Path, live: &VarStore, averaged: &VarStore, optimiser: &AdamW, position: Position) -> Result<()> {
+pub fn save(
+    path: &Path,
+    live: &VarStore,
+    averaged: &VarStore,
+    optimiser: &AdamW,
+    position: Position,
+    findings: &Findings,
+) -> Result<()> {
     let numbers = [i64::from(position.epoch), position.batch as i64, position.step as i64];
     let mut tensors = vec![(POSITION.to_owned(), Tensor::from_slice(&numbers))];
+    if let Some((epoch, criterion)) = findings.best {
+        tensors.push((BEST.to_owned(), Tensor::from_slice(&[f64::from(epoch), criterion])));
+    }
+    let losses: Vec<f64> = findings.losses.iter().flat_map(|(sum, n)| [*sum, *n as f64]).collect();
+    if !losses.is_empty() {
+        tensors.push((LOSSES.to_owned(), Tensor::from_slice(&losses)));
+    }
     tensors.extend(named("live", live));
     tensors.extend(named("average", averaged));
     tensors.extend(optimiser.state());
     write(path, &tensors)
 }
 
-/// Continues from a file that [`save`] wrote: fills the variables and the optimiser, and tells the position.
+/// Continues from a file that [`save`] wrote: fills the variables and the optimiser, and tells position and findings.
 ///
 /// # Errors
 /// When the file is missing, broken, or of another network.
-pub fn load(path: &Path, live: &VarStore, averaged: &VarStore, optimiser: &AdamW) -> Result<Position> {
+pub fn load(path: &Path, live: &VarStore, averaged: &VarStore, optimiser: &AdamW) -> Result<(Position, Findings)> {
     let tensors = read(path)?;
     let position = tensors.get(POSITION).context("no position")?;
     let numbers = Vec::<i64>::try_from(position.shallow_clone())?;
     ensure!(numbers.len() == 3, "the position has {} numbers", numbers.len());
     let wanted = named("live", live).into_iter().chain(named("average", averaged)).chain(optimiser.state());
     fill(wanted, &tensors).with_context(|| format!("in {}", path.display()))?;
-    Ok(Position {
+    let position = Position {
         epoch: u32::try_from(numbers[0])?,
         batch: usize::try_from(numbers[1])?,
         step: u64::try_from(numbers[2])?,
-    })
+    };
+    let doubles = |name: &str| tensors.get(name).map_or(Ok(Vec::new()), Vec::<f64>::try_from);
+    let best = doubles(BEST)?;
+    let losses = doubles(LOSSES)?;
+    let findings = Findings {
+        best: best.first_chunk().map(|[epoch, criterion]| (*epoch as u32, *criterion)),
+        losses: losses.as_chunks().0.iter().map(|[sum, n]| (*sum, *n as u64)).collect(),
+    };
+    Ok((position, findings))
 }
 
 /// Writes the variables alone, under their own names.
@@ -215,12 +248,13 @@ mod tests {
         let mut optimiser = AdamW::new(&live, &config);
         step(&live, &mut optimiser, 1);
         let position = Position { epoch: 3, batch: 7, step: 99 };
-        save(&path, &live, &averaged, &optimiser, position).expect("written");
+        let findings = Findings { best: Some((2, 0.1 + 0.2)), losses: vec![(1.5, 7), (0.0, 0)] };
+        save(&path, &live, &averaged, &optimiser, position, &findings).expect("written");
         step(&live, &mut optimiser, 2);
 
         let (other, other_averaged) = (store(0.0, 3), store(0.0, 3));
         let mut resumed = AdamW::new(&other, &config);
-        assert_eq!(load(&path, &other, &other_averaged, &resumed).expect("whole"), position);
+        assert_eq!(load(&path, &other, &other_averaged, &resumed).expect("whole"), (position, findings));
         assert_eq!(values(&other_averaged), values(&averaged));
         step(&other, &mut resumed, 2);
         assert_eq!(values(&other), values(&live), "the next step is the same");

@@ -18,7 +18,41 @@ impl NodeId {
     }
 }
 
-/// What a network takes: square pictures, `N × channels × size × size`.
+/// What a network takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// Square pictures.
+    Pictures(InputSpec),
+    /// Rows of so many numbers, `N × features`: embeddings, or attributes in a table. They have no sides: where a size is asked for, it
+    /// means nothing.
+    Vector(usize),
+}
+
+impl From<InputSpec> for Input {
+    fn from(pictures: InputSpec) -> Self {
+        Self::Pictures(pictures)
+    }
+}
+
+impl Input {
+    /// Shape of one item, a picture being `size` pixels high and wide.
+    pub fn shape(self, size: usize) -> Shape {
+        match self {
+            Self::Pictures(pictures) => Shape::Map { channels: pictures.channels, height: size, width: size },
+            Self::Vector(features) => Shape::Vector(features),
+        }
+    }
+
+    /// Side that the architecture was designed for; 0 of vectors.
+    fn size(self) -> usize {
+        match self {
+            Self::Pictures(pictures) => pictures.size,
+            Self::Vector(_) => 0,
+        }
+    }
+}
+
+/// Square pictures as a network takes them, `N × channels × size × size`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InputSpec {
     /// Colour channels of a picture.
@@ -51,11 +85,11 @@ pub struct Output {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GraphError {
     /// A layer cannot work on what it is given.
-    #[error("layer {node} at {size} px: {reason}")]
+    #[error("layer {node}{}: {reason}", at(*size))]
     Shape {
         /// Name of the node.
         node: String,
-        /// Side of the input pictures.
+        /// Side of the input pictures; 0 of vectors.
         size: usize,
         /// What is wrong.
         reason: String,
@@ -68,19 +102,24 @@ pub enum GraphError {
     NoOutputs,
 }
 
+/// Where in a sentence the side of the pictures belongs.
+fn at(size: usize) -> String {
+    if size == 0 { String::new() } else { format!(" at {size} px") }
+}
+
 /// A network: layers in an order in which they can be computed, and named results.
 ///
 /// Made by [`GraphBuilder::finish`], which has checked names and shapes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Graph {
-    input: InputSpec,
+    input: Input,
     nodes: Vec<Node>,
     outputs: Vec<Output>,
 }
 
 impl Graph {
     /// What the network takes.
-    pub fn input(&self) -> InputSpec {
+    pub fn input(&self) -> Input {
         self.input
     }
 
@@ -94,6 +133,14 @@ impl Graph {
         &self.outputs
     }
 
+    /// The same layers with the value of another one as the only result; nothing where no layer is what `is` says.
+    #[must_use]
+    pub fn ending_at(mut self, name: &str, is: impl Fn(&Layer) -> bool) -> Option<Self> {
+        let node = NodeId(self.nodes.iter().rposition(|node| is(&node.layer))?);
+        self.outputs = vec![Output { name: name.to_owned(), node }];
+        Some(self)
+    }
+
     /// Shape of each node's output for pictures of `size × size` pixels, in the order of [`Graph::nodes`].
     ///
     /// # Errors
@@ -102,7 +149,7 @@ impl Graph {
         let mut shapes = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
             let shape = if node.layer == Layer::Input {
-                Shape::Map { channels: self.input.channels, height: size, width: size }
+                self.input.shape(size)
             } else {
                 let inputs: Vec<Shape> = node.inputs.iter().map(|id| shapes[id.0]).collect();
                 node.layer.shape(&inputs).map_err(|reason| GraphError::Shape {
@@ -197,6 +244,20 @@ mod tests {
             let large = b.upsample(x);
             b.concat(vec![large, x])
         });
+    }
+
+    #[test]
+    fn a_graph_can_end_before_its_heads() {
+        let build = || {
+            let mut b = GraphBuilder::new(INPUT);
+            let x = b.global_avg_pool(b.input());
+            let x = b.linear("head", x, Linear::new(3, 2));
+            b.finish([("head", x)]).unwrap()
+        };
+        let pooled = build().ending_at("pooled", |layer| *layer == Layer::GlobalAvgPool).unwrap();
+        assert_eq!((pooled.outputs().len(), pooled.outputs()[0].name.as_str()), (1, "pooled"));
+        assert_eq!(pooled.shapes(32).unwrap()[pooled.outputs()[0].node.index()], Shape::Vector(3));
+        assert_eq!(build().ending_at("none", |layer| *layer == Layer::Flatten), None);
     }
 
     #[test]

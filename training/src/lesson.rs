@@ -6,13 +6,13 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
-use crate::checkpoint::{self, Position};
+use crate::checkpoint::{self, Findings, Position};
 use crate::config::OptimiserConfig;
 use crate::graph::Graph;
 use crate::network::{Network, Precision};
@@ -24,11 +24,11 @@ const CHECKPOINT_EVERY: Duration = Duration::from_mins(3);
 /// The configuration in a run's folder.
 pub const CONFIG: &str = "config.toml";
 
-/// The averaged weights in the folder of a run that is complete.
+/// The averaged weights in the folder of a run that is complete: of its last epoch, or of the best where a lesson has a criterion.
 pub const WEIGHTS: &str = "weights.safetensors";
 
 /// What a run needs beside its configuration.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The run's folder.
     pub run: PathBuf,
@@ -66,6 +66,15 @@ pub struct Losses {
     pub parts: Vec<Tensor>,
 }
 
+/// A loss that is not a number any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the loss is {loss} in epoch {epoch}, {place}: a lower learning rate may help")]
+pub struct Diverged {
+    loss: f64,
+    epoch: u32,
+    place: String,
+}
+
 /// What is learned: the part of a training that differs between networks.
 pub trait Lesson {
     /// Pictures of one step with their labels.
@@ -76,13 +85,42 @@ pub trait Lesson {
     const LOSSES: &'static [&'static str];
     /// Names of the figures of validation.
     const SCORES: &'static [&'static str];
+    /// What a batch is made of.
+    const ITEMS: &'static str = "pictures";
 
     /// Length and walk.
     fn plan(&self) -> Plan;
-    /// Side of the pictures of an epoch, counted from 0, in pixels.
+    /// Side of the pictures of an epoch, counted from 0, in pixels; of vectors their length.
     fn size(&self, epoch: u32) -> u32;
     /// Changes the random weights that a training starts from.
     fn initialise(&self, _variables: &VarStore) {}
+    /// The optimiser of these variables.
+    fn optimiser(&self, variables: &VarStore) -> AdamW {
+        AdamW::new(variables, &self.plan().optimiser)
+    }
+    /// The learning rate at a step, counted from 1.
+    fn learning_rate(&self, plan: &Plan, step: u64) -> f64 {
+        optimiser::learning_rate(&plan.optimiser, step, plan.batches as u64 * u64::from(plan.epochs))
+    }
+    /// What the best epoch has least of. With it, a run leaves the weights of the best epoch instead of the last.
+    fn criterion(_score: &Self::Score) -> Option<f64> {
+        None
+    }
+    /// A run ends after more than so many epochs without a better one.
+    fn patience(&self) -> Option<u32> {
+        None
+    }
+    /// Whether a run ends with an epoch, counted from 0, whatever its patience.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    fn ends(&self, _epoch: u32, _score: &Self::Score) -> Result<bool> {
+        Ok(false)
+    }
+    /// Whether nothing but errors is told on the way: one of many runs.
+    fn quiet(&self) -> bool {
+        false
+    }
     /// The batches of an epoch after the first `skip`: they depend on seed, epoch and position alone.
     fn batches(&self, epoch: u32, skip: usize) -> impl Iterator<Item = Self::Batch>;
     /// The loss of the network, in training, on a batch.
@@ -97,7 +135,7 @@ pub trait Lesson {
 }
 
 /// Trains a network and leaves `config.toml`, `epochs.csv`, `checkpoint.safetensors` and, at the end, the averaged weights in
-/// `weights.safetensors`. Returns the score of the last epoch.
+/// `weights.safetensors`. Returns the score of the epoch whose weights these are: the last, or by [`Lesson::criterion`] the best.
 ///
 /// # Errors
 /// When the folder holds another run, something cannot be read or written, or the loss is not a number any more.
@@ -116,22 +154,29 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
         }
     }
     averaged.copy(&live)?;
-    let mut optimiser = AdamW::new(&live, &plan.optimiser);
+    let mut optimiser = lesson.optimiser(&live);
 
     let run = Run::open(options, config, &columns::<L>())?;
-    let mut position = Position::default();
+    if !lesson.quiet() {
+        eprintln!("{}", columns::<L>());
+    }
+    let (mut position, mut findings) = (Position::default(), Findings::default());
     if options.resume {
-        position = checkpoint::load(&run.checkpoint(), &live, &averaged, &optimiser)?;
+        (position, findings) = checkpoint::load(&run.checkpoint(), &live, &averaged, &optimiser)?;
         run.forget_from(position.epoch)?;
     }
-    let steps = plan.batches as u64 * u64::from(plan.epochs);
     let mut last = None;
 
     for number in position.epoch..plan.epochs {
+        if is_over(&findings, number, lesson.patience()) {
+            break;
+        }
         let skip = if number == position.epoch { position.batch } else { 0 };
-        let progress = progress_bar(plan.batches, skip, number, plan.epochs);
+        let progress =
+            if lesson.quiet() { ProgressBar::hidden() } else { progress_bar(plan.batches, skip, number, plan.epochs) };
         let (started, mut saved) = (Instant::now(), Instant::now());
-        let mut means = vec![Mean::default(); L::LOSSES.len()];
+        let mut means: Vec<Mean> = findings.losses.drain(..).map(|(sum, n)| Mean { sum, n }).collect();
+        means.resize(L::LOSSES.len(), Mean::default());
         for (index, batch) in (skip..).zip(lesson.batches(number, skip)) {
             let step = u64::from(number) * plan.batches as u64 + index as u64 + 1;
             // Dropout depends on the step alone, so that a resumed run repeats what a run in one piece does.
@@ -139,11 +184,11 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
             let losses = lesson.losses(&network, &batch);
             let total = losses.total.double_value(&[]);
             if !total.is_finite() {
-                bail!("the loss is {total} in epoch {number}, batch {index}: a lower learning rate may help");
+                return Err(Diverged { loss: total, epoch: number, place: format!("batch {index}") }.into());
             }
             optimiser.zero_grad();
             losses.total.backward();
-            optimiser.step(step, optimiser::learning_rate(&plan.optimiser, step, steps));
+            optimiser.step(step, lesson.learning_rate(&plan, step));
             optimiser::average(&averaged, &live, plan.optimiser.ema_decay, step);
 
             for (mean, loss) in means.iter_mut().zip(&losses.parts) {
@@ -156,7 +201,8 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
             progress.inc(1);
             if saved.elapsed() > CHECKPOINT_EVERY {
                 let position = Position { epoch: number, batch: index + 1, step };
-                checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, position)?;
+                findings.losses = means.iter().map(|mean| (mean.sum, mean.n)).collect();
+                checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, position, &findings)?;
                 saved = Instant::now();
             }
         }
@@ -168,20 +214,50 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
         cells.extend(means.iter().map(|mean| format!("{:.4}", mean.value())));
         cells.extend(L::figures(&score));
         cells.extend([format!("{speed:.0}"), format!("{seconds:.0}")]);
-        run.record(&cells.join(","))?;
+        if let Some(criterion) = L::criterion(&score) {
+            if !criterion.is_finite() {
+                return Err(Diverged { loss: criterion, epoch: number, place: "validation".to_owned() }.into());
+            }
+            if findings.best.is_none_or(|(_, best)| criterion < best) {
+                findings.best = Some((number, criterion));
+                checkpoint::save_weights(&run.best(), &averaged)?;
+            }
+        }
+        run.record(&cells.join(","), lesson.quiet())?;
+        findings.losses.clear();
         let next = Position { epoch: number + 1, batch: 0, step: u64::from(number + 1) * plan.batches as u64 };
-        checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, next)?;
+        checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, next, &findings)?;
+        let ends = lesson.ends(number, &score)?;
         last = Some(score);
+        if ends {
+            break;
+        }
     }
-    checkpoint::save_weights(&run.folder.join(WEIGHTS), &averaged)?;
-    last.context("the run was already complete")
+    let weights = run.folder.join(WEIGHTS);
+    let Some((epoch, _)) = findings.best else {
+        checkpoint::save_weights(&weights, &averaged)?;
+        return last.context("the run was already complete");
+    };
+    ensure!(run.best().exists(), "the run was already complete");
+    checkpoint::load_weights(&run.best(), &averaged)?;
+    let score = lesson.validate(&average_network, epoch)?;
+    fs::rename(run.best(), &weights).with_context(|| format!("cannot write {}", weights.display()))?;
+    Ok(score)
+}
+
+/// Whether patience has ended before an epoch.
+fn is_over(findings: &Findings, epoch: u32, patience: Option<u32>) -> bool {
+    match (findings.best, patience) {
+        (Some((best, _)), Some(patience)) => epoch - best > patience + 1,
+        _ => false,
+    }
 }
 
 fn columns<L: Lesson>() -> String {
     let mut columns = vec!["epoch".to_owned(), "size".to_owned()];
     columns.extend(L::LOSSES.iter().map(|name| format!("loss_{name}")));
     columns.extend(L::SCORES.iter().map(|name| format!("validation_{name}")));
-    columns.extend(["pictures_per_second".to_owned(), "seconds".to_owned()]);
+    columns.extend([format!("{}_per_second", L::ITEMS), "seconds".to_owned()]);
     columns.join(",")
 }
 
@@ -218,6 +294,11 @@ impl Run {
         self.folder.join("checkpoint.safetensors")
     }
 
+    /// Weights of the best epoch, while the run goes on.
+    fn best(&self) -> PathBuf {
+        self.folder.join("best.safetensors")
+    }
+
     fn csv(&self) -> PathBuf {
         self.folder.join("epochs.csv")
     }
@@ -230,8 +311,10 @@ impl Run {
         Ok(())
     }
 
-    fn record(&self, line: &str) -> Result<()> {
-        eprintln!("{line}");
+    fn record(&self, line: &str, quiet: bool) -> Result<()> {
+        if !quiet {
+            eprintln!("{line}");
+        }
         let mut file = fs::OpenOptions::new().append(true).open(self.csv())?;
         writeln!(file, "{line}")?;
         Ok(())
@@ -284,6 +367,17 @@ mod tests {
     /// Learns to answer the mean of a picture of noise; one epoch may be without a loss, as in a run that breaks off.
     struct Noise {
         broken: Option<u32>,
+    }
+
+    #[test]
+    fn patience_ends_after_more_epochs_than_it_has_without_a_better_one() {
+        let over = |best, epoch, patience| is_over(&Findings { best, ..Findings::default() }, epoch, patience);
+        // The best epoch was 4, so 5 to 9 were worse: five epochs are within the patience, a sixth is not.
+        assert!(!over(Some((4, 0.5)), 10, Some(5)));
+        assert!(over(Some((4, 0.5)), 11, Some(5)));
+        assert!(over(Some((4, 0.5)), 6, Some(0)));
+        assert!(!over(Some((4, 0.5)), 99, None));
+        assert!(!over(None, 99, Some(0)));
     }
 
     impl Lesson for Noise {

@@ -3,7 +3,7 @@
 //! The way of a network: sets ([`data`]) become samples ([`sample`]), varied crops ([`augment`]) and batches ([`loader`]);
 //! a layer graph ([`graph`], built by [`architectures`]) is run by libtorch ([`network`]) and learns ([`loss`], [`optimiser`],
 //! [`lesson`], [`train`]); what came out is scored ([`validate`]) and written for serving ([`onnx`], [`model`]). The face [`detector`] goes
-//! the same way with data, loss and scores of its own.
+//! the same way with data, loss and scores of its own, and so do networks on [`vectors`].
 
 pub mod architectures;
 pub mod augment;
@@ -23,3 +23,4 @@ pub mod optimiser;
 pub mod sample;
 pub mod train;
 pub mod validate;
+pub mod vectors;

@@ -124,7 +124,7 @@ fn mix(target: &mut [f32], other: &[f32], share: f32) {
 }
 
 /// A normal distribution around the true age over 0..=100 years, cut at both ends and normalised.
-fn around(age: f32, sd: f32) -> Vec<f32> {
+pub(crate) fn around(age: f32, sd: f32) -> Vec<f32> {
     let weights: Vec<f32> = (0..AGES).map(|year| (-0.5 * ((year as f32 - age) / sd).powi(2)).exp()).collect();
     let sum: f32 = weights.iter().sum();
     weights.into_iter().map(|weight| weight / sum).collect()

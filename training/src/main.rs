@@ -1,6 +1,7 @@
-//! Command line of the training crate: pack, train, export, record, bench, and the same for the detector.
+//! Command line of the training crate: pack, train, export, record, bench, and the same for the detector and for networks on embeddings.
 
 mod detector_command;
+mod embeddings_command;
 
 use std::env;
 use std::fs;
@@ -20,6 +21,7 @@ use facewise_training::{bench, checkpoint, lesson, train};
 use tch::Device;
 
 use crate::detector_command::DetectorCommand;
+use crate::embeddings_command::EmbeddingsCommand;
 
 #[derive(Parser)]
 #[command(version, about = "Trains the networks that facewise serves, and writes them as ONNX")]
@@ -33,6 +35,9 @@ enum Command {
     /// The face detector: train, look at its scenes, export, evaluate
     #[command(subcommand)]
     Detector(DetectorCommand),
+    /// Networks on embeddings of faces, or on attributes in a table: train, export, cross-validate, compare variants
+    #[command(subcommand)]
+    Embeddings(EmbeddingsCommand),
     /// Train a network
     Train {
         #[arg(long)]
@@ -213,6 +218,7 @@ fn main() -> Result<()> {
     keep_memory()?;
     match Cli::parse().command {
         Command::Detector(command) => detector_command::run(command)?,
+        Command::Embeddings(command) => embeddings_command::run(command)?,
         Command::Train { config, source, run, resume, init, teacher, compute } => {
             let config = Config::read(&config)?;
             let (device, precision) = compute.prepare()?;

@@ -82,7 +82,7 @@ impl Network {
         &self.graph
     }
 
-    /// The outputs for `pixels` (`N × channels × H × W`, fp32), in the order of [`Graph::outputs`], as fp32.
+    /// The outputs for `pixels` (`N × channels × H × W`, or `N × features` of a network on vectors; fp32), in the order of [`Graph::outputs`], as fp32.
     ///
     /// # Panics
     /// If the pictures have a size or a number of channels that the graph cannot take; [`Graph::shapes`] tells beforehand.
@@ -99,7 +99,8 @@ impl Network {
             let live = |id: &NodeId| values[id.index()].as_ref().expect("a value lives until its last user has run");
             let inputs: Vec<&Tensor> = node.inputs.iter().map(live).collect();
             let value = match &node.layer {
-                Layer::Input => channels_last(pixels).to_kind(self.precision.kind()),
+                Layer::Input if pixels.dim() == 4 => channels_last(pixels).to_kind(self.precision.kind()),
+                Layer::Input => pixels.to_kind(self.precision.kind()),
                 Layer::Activation(Activation::Relu) if self.in_place[index] => inputs[0].shallow_clone().relu_(),
                 layer => apply(layer, variables, &inputs, train),
             };

@@ -44,6 +44,15 @@ impl AdamW {
         Self { config: config.clone(), parameters }
     }
 
+    /// The same with decay of vectors too, as `PyTorch`'s own `AdamW` does it.
+    #[must_use]
+    pub fn decaying_vectors(mut self) -> Self {
+        for parameter in &mut self.parameters {
+            parameter.decay = self.config.weight_decay;
+        }
+        self
+    }
+
     /// Forgets the gradients.
     pub fn zero_grad(&mut self) {
         for parameter in &mut self.parameters {

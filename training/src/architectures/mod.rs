@@ -1,4 +1,6 @@
 //! The networks, one file each: a configuration and a function that builds the graph from it.
 
+pub mod attribute_mlp;
 pub mod detector;
 pub mod residual;
+pub mod resmlp;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::layer::{Activation, BatchNorm, Conv2d, Layer, Linear, Window};
-use super::{Graph, GraphError, InputSpec, Node, NodeId, Output};
+use super::{Graph, GraphError, Input, Node, NodeId, Output};
 
 /// Builds a [`Graph`] layer by layer; each function returns the node it has added.
 ///
@@ -21,18 +21,18 @@ use super::{Graph, GraphError, InputSpec, Node, NodeId, Output};
 /// ```
 #[derive(Debug)]
 pub struct GraphBuilder {
-    input: InputSpec,
+    input: Input,
     nodes: Vec<Node>,
 }
 
 impl GraphBuilder {
     /// Begins with the input.
-    pub fn new(input: InputSpec) -> Self {
+    pub fn new(input: impl Into<Input>) -> Self {
         let node = Node { name: Layer::Input.kind().to_owned(), layer: Layer::Input, inputs: Vec::new() };
-        Self { input, nodes: vec![node] }
+        Self { input: input.into(), nodes: vec![node] }
     }
 
-    /// The pictures.
+    /// The pictures, or vectors.
     pub fn input(&self) -> NodeId {
         NodeId(0)
     }
@@ -124,7 +124,7 @@ impl GraphBuilder {
         unique(self.nodes.iter().map(|node| &node.name))?;
         unique(outputs.iter().map(|output| &output.name))?;
         let graph = Graph { input: self.input, nodes: self.nodes, outputs };
-        graph.shapes(self.input.size)?;
+        graph.shapes(self.input.size())?;
         Ok(graph)
     }
 

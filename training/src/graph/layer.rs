@@ -131,7 +131,7 @@ pub enum Activation {
 /// What a node computes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Layer {
-    /// The pictures; the first node of each graph, and the only one of its kind.
+    /// The pictures, or vectors; the first node of each graph, and the only one of its kind.
     Input,
     /// Convolution of a map.
     Conv2d(Conv2d),

@@ -11,10 +11,13 @@ use super::messages::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
     ValueInfoProto,
 };
-use crate::graph::{Activation, BatchNorm, Conv2d, Graph, GraphError, Layer, Linear, Node, Shape, Window};
+use crate::graph::{Activation, BatchNorm, Conv2d, Graph, GraphError, Input, Layer, Linear, Node, Shape, Window};
 
-/// Name of the input tensor, float32 `[batch, channels, size, size]`.
+/// Name of the input tensor of pictures, float32 `[batch, channels, size, size]`.
 pub const INPUT: &str = "pixels";
+
+/// Name of the input tensor of vectors, float32 `[batch, features]`.
+pub const VECTOR: &str = "features";
 
 /// Version of the operators, published with ONNX 1.13.
 const OPSET: i64 = 18;
@@ -29,11 +32,21 @@ pub enum Sides {
     Fixed(usize),
     /// Any that the network can take, height and width apart; shapes are checked for this one.
     Dynamic(usize),
+    /// Vectors have none.
+    None,
 }
 
 impl From<usize> for Sides {
     fn from(side: usize) -> Self {
         Self::Fixed(side)
+    }
+}
+
+/// Name of the tensor that a network reads.
+pub fn input_name(input: Input) -> &'static str {
+    match input {
+        Input::Pictures(_) => INPUT,
+        Input::Vector(_) => VECTOR,
     }
 }
 
@@ -77,7 +90,7 @@ pub enum ExportError {
     },
 }
 
-/// The network as an ONNX model for pictures with these sides and batches of any length; equal arguments give equal bytes.
+/// The network as an ONNX model for pictures with these sides, or vectors, and batches of any length; equal arguments give equal bytes.
 ///
 /// `variables` are those of a [`tch::nn::VarStore`], by name, in any number format and layout. Outputs named in `heads` are logits: they
 /// are written as `<head>_logits`, with their softmax as `<head>`; other outputs keep their names. `manifest` is the JSON to embed.
@@ -93,7 +106,10 @@ pub fn write<S: AsRef<str>>(
     manifest: &str,
 ) -> Result<ModelProto, ExportError> {
     let sides = sides.into();
-    let (Sides::Fixed(size) | Sides::Dynamic(size)) = sides;
+    let size = match sides {
+        Sides::Fixed(size) | Sides::Dynamic(size) => size,
+        Sides::None => 0,
+    };
     let shapes = graph.shapes(size)?;
     let is_head = |name: &str| heads.iter().any(|head| head.as_ref() == name);
     for head in heads {
@@ -102,7 +118,7 @@ pub fn write<S: AsRef<str>>(
             return Err(ExportError::Head(head.as_ref().to_owned()));
         }
     }
-    let input = Shape::Map { channels: graph.input().channels, height: size, width: size };
+    let input = graph.input();
     let mut writer = Writer::new(graph, variables, shapes, is_head);
     for (index, node) in graph.nodes().iter().enumerate() {
         if let Some(operator) = writer.layer(index, node)? {
@@ -120,7 +136,7 @@ pub fn write<S: AsRef<str>>(
             name: "network".to_owned(),
             node: writer.nodes,
             initializer: writer.constants,
-            input: vec![value_info(INPUT, input, sides)],
+            input: vec![value_info(input_name(input), input.shape(size), sides)],
             output: outputs,
         }),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
@@ -178,7 +194,7 @@ impl<'a> Writer<'a> {
         }
         for (index, node) in nodes.iter().enumerate() {
             if node.layer == Layer::Input {
-                INPUT.clone_into(&mut values[index]);
+                input_name(graph.input()).clone_into(&mut values[index]);
             } else if matches!(node.layer, Layer::Dropout { .. }) {
                 let same = values[node.inputs[0].index()].clone();
                 values[index] = same;
@@ -381,7 +397,7 @@ fn value_info(name: &str, shape: Shape, sides: Sides) -> ValueInfoProto {
     let known = |n: usize| Dimension::Value(n as i64);
     // A dimension that follows the input is named after its share of it.
     let side = |axis: &str, n: usize| match sides {
-        Sides::Fixed(_) => known(n),
+        Sides::Fixed(_) | Sides::None => known(n),
         Sides::Dynamic(size) if size == n => Dimension::Param(axis.to_owned()),
         Sides::Dynamic(size) => Dimension::Param(format!("{axis}/{}", size / n.max(1))),
     };

@@ -6,7 +6,7 @@ use ort::session::{Session, SessionOutputs};
 use ort::value::Tensor as OrtTensor;
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::export::{INPUT, logits_name};
+use super::export::{input_name, logits_name};
 use super::runtime::{self, RuntimeError};
 use crate::network::{Mode, Network};
 
@@ -77,7 +77,7 @@ pub enum ParityError {
     NoPictures,
 }
 
-/// Runs `batches` (`N × channels × size × size` each, fp32) through `network` and the file at `onnx`, which was written from it.
+/// Runs `batches` (`N × channels × size × size` or `N × features` each, fp32) through `network` and the file at `onnx`, which was written from it.
 ///
 /// Every output must agree within `tolerance`, vectors with the same class first in each row: the logits, and for heads the probabilities
 /// with the softmax of libtorch's logits. Each row of a batch must equal the picture alone within [`ROW_TOLERANCE`]. `network` must compute in fp32.
@@ -91,11 +91,12 @@ pub fn check(
     tolerance: f32,
 ) -> Result<Parity, ParityError> {
     let mut session = runtime::session(onnx)?;
+    let input = input_name(network.graph().input());
     let mut parity = Parity { pictures: 0, max_abs_difference: 0.0, max_row_difference: 0.0 };
     for pixels in batches {
         let expected = expected(network, &session, &pixels)?;
         let names: Vec<&str> = expected.iter().map(|rows| rows.name.as_str()).collect();
-        let found = run(&mut session, &pixels, &names)?;
+        let found = run(&mut session, input, &pixels, &names)?;
         for (torch, onnx) in expected.iter().zip(&found) {
             let compared = ("libtorch and ONNX Runtime", tolerance);
             let difference = compare(torch, onnx, parity.pictures, compared)?;
@@ -104,7 +105,7 @@ pub fn check(
         }
         let count = pixels.size()[0];
         for row in 0..count {
-            let alone = run(&mut session, &pixels.narrow(0, row, 1), &names)?;
+            let alone = run(&mut session, input, &pixels.narrow(0, row, 1), &names)?;
             for (alone, batch) in alone.iter().zip(&found) {
                 let compared = ("the picture alone and in a batch", ROW_TOLERANCE);
                 let difference = compare(alone, &batch.only(row as usize), parity.pictures + row as usize, compared)?;
@@ -165,10 +166,15 @@ fn expected(network: &Network, session: &Session, pixels: &Tensor) -> Result<Vec
     Ok(expected)
 }
 
-fn run(session: &mut Session, pixels: &Tensor, outputs: &[&str]) -> Result<Vec<Rows>, ParityError> {
-    let input = Rows::from_torch(INPUT.to_owned(), pixels)?;
-    let input = OrtTensor::from_array((input.shape, input.values)).map_err(RuntimeError::from)?;
-    let found = session.run(ort::inputs![INPUT => input]).map_err(RuntimeError::from)?;
+fn run(
+    session: &mut Session,
+    input: &'static str,
+    pixels: &Tensor,
+    outputs: &[&str],
+) -> Result<Vec<Rows>, ParityError> {
+    let rows = Rows::from_torch(input.to_owned(), pixels)?;
+    let tensor = OrtTensor::from_array((rows.shape, rows.values)).map_err(RuntimeError::from)?;
+    let found = session.run(ort::inputs![input => tensor]).map_err(RuntimeError::from)?;
     Ok(outputs.iter().map(|name| Rows::from_onnx(name, &found)).collect::<Result<_, _>>()?)
 }
 
