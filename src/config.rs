@@ -211,8 +211,8 @@ pub struct Http {
     /// Most predictions in the server, in line and in progress; more are answered 429
     #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "512")]
     pub max_requests: usize,
-    /// Most pictures in progress, from their bytes to the answer; the others wait in line [default: 5 for each CPU available,
-    /// with a GPU two full runs more]
+    /// Most pictures in progress, from their bytes to the answer; one that is shown to a detector counts as three. The others wait
+    /// in line [default: 16 for each CPU available, with a GPU two full runs more]
     #[arg(long, value_name = "PICTURES", value_parser = at_least_one)]
     pub max_in_progress: Option<usize>,
     /// Most pictures in a batch
@@ -463,9 +463,9 @@ impl Settings {
     /// Most pictures in progress.
     pub fn in_progress(&self) -> usize {
         self.http.max_in_progress.unwrap_or_else(|| match self.inference.device.provider {
-            Provider::Cpu => 5 * available_cpus(),
+            Provider::Cpu => 16 * available_cpus(),
             // Two full batches: one is filled while the other is computed.
-            Provider::Cuda | Provider::TensorRt => 5 * available_cpus() + 2 * self.inference.max_batch,
+            Provider::Cuda | Provider::TensorRt => 16 * available_cpus() + 2 * self.inference.max_batch,
         })
     }
 

@@ -18,6 +18,10 @@ const NEWEST: f64 = 0.05;
 /// any more, and what was true in a bad moment would be believed for ever.
 const AFTER_REFUSAL: f64 = 0.95;
 
+/// Places that a picture takes which is shown to a detector; anything else takes one. It holds all its pixels while it waits, and the
+/// more of them are held, the fewer are in the caches when they are asked for. A detector's runs need fewer pictures to be full, too.
+pub const PHOTOGRAPH: u32 = 3;
+
 /// The time of a request ran out, or cannot suffice any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the time of the request does not suffice any more")]
@@ -26,6 +30,8 @@ pub struct TooLate;
 /// The line, and the places of those that are in progress.
 pub struct Line {
     places: Semaphore,
+    /// How many there are.
+    total: u32,
     pace: Mutex<Pace>,
 }
 
@@ -42,7 +48,8 @@ impl Line {
     /// A line before this many places.
     pub fn new(places: usize) -> Self {
         let pace = Pace { in_progress: 0, since: Instant::now(), interval: 0.0 };
-        Self { places: Semaphore::new(places), pace: Mutex::new(pace) }
+        let total = u32::try_from(places).unwrap_or(u32::MAX);
+        Self { places: Semaphore::new(places), total, pace: Mutex::new(pace) }
     }
 
     /// Waits for a place. Dropping the future leaves the line.
@@ -50,7 +57,15 @@ impl Line {
     /// # Errors
     /// When so little is left until the deadline that the work would be for nothing.
     pub async fn enter(&self, deadline: Instant) -> Result<Place<'_>, TooLate> {
-        let permit = self.places.acquire().await.map_err(|_| TooLate)?;
+        self.enter_for(1, deadline).await
+    }
+
+    /// Waits for so many places side by side, or all there are.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub async fn enter_for(&self, places: u32, deadline: Instant) -> Result<Place<'_>, TooLate> {
+        let permit = self.places.acquire_many(places.min(self.total)).await.map_err(|_| TooLate)?;
         let now = Instant::now();
         let mut pace = self.pace.lock();
         let needed = f64::from(pace.in_progress + 1) * pace.interval;
@@ -133,6 +148,17 @@ mod tests {
         let place = (&mut first).now_or_never().unwrap().unwrap();
         drop(place);
         assert!((&mut second).now_or_never().unwrap().is_ok());
+    }
+
+    #[test]
+    fn photographs_take_more_places_and_never_more_than_there_are() {
+        let (line, short) = (Line::new(7), Line::new(2));
+        let enter = |places| line.enter_for(places, far()).now_or_never();
+        let (_first, second, _crop) = (enter(PHOTOGRAPH).unwrap(), enter(PHOTOGRAPH).unwrap(), enter(1).unwrap());
+        assert!(enter(1).is_none(), "all seven are taken");
+        drop(second);
+        assert!(enter(PHOTOGRAPH).is_some());
+        assert!(short.enter_for(PHOTOGRAPH, far()).now_or_never().is_some());
     }
 
     #[test]

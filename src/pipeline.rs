@@ -17,6 +17,7 @@ use crate::compute::Compute;
 use crate::config;
 use crate::cpu::{Cpu, Desk, Panicked};
 use crate::engine::{AttributeModel, Attributes, Detector, EngineError, Urgency};
+use crate::line::PHOTOGRAPH;
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 
@@ -32,6 +33,16 @@ pub enum Whereabouts {
     Everywhere(Arc<Detector>, Selection),
     /// The picture is a crop of one face: the best one that the detector finds, else the centred square.
     Best(Arc<Detector>, Selection),
+}
+
+impl Whereabouts {
+    /// Places in the [line](crate::line) that a picture takes.
+    pub const fn places(&self) -> u32 {
+        match self {
+            Self::CentredSquare | Self::Keypoints(_) => 1,
+            Self::Everywhere(..) | Self::Best(..) => PHOTOGRAPH,
+        }
+    }
 }
 
 /// A face in a picture.

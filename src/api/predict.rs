@@ -91,7 +91,7 @@ impl Wishes {
         picture: impl Future<Output = Result<Bytes, ApiError>>,
         deadline: Instant,
     ) -> Result<Analysis, ApiError> {
-        let place = app.line.enter(deadline).await?;
+        let place = app.line.enter_for(self.whereabouts.places(), deadline).await?;
         let analysis = app.pipeline.analyse(picture.await?, self.whereabouts.clone(), &self.model, &self.tasks).await?;
         place.answered();
         Ok(analysis)

@@ -113,6 +113,8 @@ pub(crate) fn run(command: DetectorCommand) -> Result<()> {
         DetectorCommand::Train { config, data, run, resume, init, compute } => {
             let config = Config::read(&config)?;
             let (device, precision) = compute.prepare()?;
+            let options = lesson::Options { run, resume, init, device, precision };
+            lesson::check(&config, &options)?;
             let (album, validation) = Album::load(&data, &config)?;
             eprintln!(
                 "{} photographs and {} crops to compose scenes from, {} photographs held out",
@@ -120,7 +122,6 @@ pub(crate) fn run(command: DetectorCommand) -> Result<()> {
                 album.crops.len(),
                 validation.len()
             );
-            let options = lesson::Options { run, resume, init, device, precision };
             let figures = train::train(&config, album, &validation, &options)?;
             println!("{}", serde_json::to_string_pretty(&figures)?);
         }

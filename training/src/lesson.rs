@@ -134,6 +134,14 @@ pub trait Lesson {
     fn figures(score: &Self::Score) -> Vec<String>;
 }
 
+/// Whether [`learn`] could begin or go on with this configuration in the run's folder, before any data are read for it.
+///
+/// # Errors
+/// When it could not.
+pub fn check(config: &impl Serialize, options: &Options) -> Result<()> {
+    Run::of(options, &toml::to_string_pretty(config)?).map(drop)
+}
+
 /// Trains a network and leaves `config.toml`, `epochs.csv`, `checkpoint.safetensors` and, at the end, the averaged weights in
 /// `weights.safetensors`. Returns the score of the epoch whose weights these are: the last, or by [`Lesson::criterion`] the best.
 ///
@@ -267,23 +275,33 @@ struct Run {
 }
 
 impl Run {
-    fn open(options: &Options, config: &impl Serialize, columns: &str) -> Result<Self> {
+    /// The folder as it may be used: with the same configuration where a run goes on, else without a run.
+    fn of(options: &Options, config: &str) -> Result<Self> {
         let run = Self { folder: options.run.clone() };
         let folder = run.folder.display();
-        let text = toml::to_string_pretty(config)?;
         if options.resume {
             ensure!(run.checkpoint().exists(), "{folder} holds no checkpoint to resume from");
             let own = fs::read_to_string(run.folder.join(CONFIG))?;
             ensure!(
-                own == text,
+                own == config,
                 "{folder} was started with another configuration: give its own {CONFIG} to continue it"
             );
+        } else {
+            ensure!(
+                !run.checkpoint().exists(),
+                "{folder} holds a run already: give --resume to continue it, or another --run"
+            );
+        }
+        Ok(run)
+    }
+
+    fn open(options: &Options, config: &impl Serialize, columns: &str) -> Result<Self> {
+        let text = toml::to_string_pretty(config)?;
+        let run = Self::of(options, &text)?;
+        if options.resume {
             return Ok(run);
         }
-        ensure!(
-            !run.checkpoint().exists(),
-            "{folder} holds a run already: give --resume to continue it, or another --run"
-        );
+        let folder = run.folder.display();
         fs::create_dir_all(&run.folder).with_context(|| format!("cannot make {folder}"))?;
         fs::write(run.folder.join(CONFIG), text)?;
         fs::write(run.csv(), format!("{columns}\n"))?;
@@ -356,6 +374,7 @@ fn describe<L: Lesson>(losses: &[Mean], pictures: usize, elapsed: Duration) -> S
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::collections::BTreeMap;
     use std::path::Path;
 
     use tch::Kind;
@@ -441,10 +460,15 @@ mod tests {
         let x = b.global_avg_pool(x);
         let x = b.linear("mean", x, Linear::new(4, 1));
         let graph = b.finish([("mean", x)]).unwrap();
-        let options =
-            Options { run: run.to_owned(), resume, init: None, device: Device::Cpu, precision: Precision::Fp32 };
-        let config = std::collections::BTreeMap::from([("name", "noise")]);
-        learn(lesson, &graph, &config, &options)
+        learn(lesson, &graph, &named("noise"), &options(run, resume))
+    }
+
+    fn options(run: &Path, resume: bool) -> Options {
+        Options { run: run.to_owned(), resume, init: None, device: Device::Cpu, precision: Precision::Fp32 }
+    }
+
+    fn named(name: &str) -> BTreeMap<&str, &str> {
+        BTreeMap::from([("name", name)])
     }
 
     #[test]
@@ -457,6 +481,12 @@ mod tests {
         let error = learned(&Noise { broken: Some(1) }, &broken, false).unwrap_err().to_string();
         assert!(error.contains("the loss is NaN in epoch 1, batch 0"), "{error}");
         assert!(learned(&Noise { broken: None }, &broken, false).is_err(), "the folder holds a run");
+        assert!(check(&named("noise"), &options(&broken, true)).is_ok());
+        for (name, run, resume) in
+            [("other", &broken, true), ("noise", &broken, false), ("noise", &folder.path().join("none"), true)]
+        {
+            assert!(check(&named(name), &options(run, resume)).is_err(), "before any data are read");
+        }
         let resumed = learned(&Noise { broken: None }, &broken, true).unwrap();
         assert!((score - resumed).abs() < f64::EPSILON);
         assert_eq!(fs::read(whole.join(WEIGHTS)).unwrap(), fs::read(broken.join(WEIGHTS)).unwrap());

@@ -222,9 +222,10 @@ fn main() -> Result<()> {
         Command::Train { config, source, run, resume, init, teacher, compute } => {
             let config = Config::read(&config)?;
             let (device, precision) = compute.prepare()?;
+            let options = lesson::Options { run, resume, init, device, precision };
+            lesson::check(&config, &options)?;
             let (mix, validation) = source.source()?.load(&config)?;
             eprintln!("{} samples an epoch, {} held out", mix.epoch_len(), validation.len());
-            let options = lesson::Options { run, resume, init, device, precision };
             let figures = train::train(&config, mix, &validation, teacher.as_deref(), &options)?;
             println!("{}", serde_json::to_string_pretty(&figures)?);
         }

@@ -15,7 +15,7 @@ use crate::api::predict::{Parameters, Wishes};
 use crate::app::App;
 use crate::engine::Model;
 use crate::engine::statistics::Spent;
-use crate::line::Place;
+use crate::line::{PHOTOGRAPH, Place};
 use crate::pipeline::{Analysis, Face, PipelineError, Timings, Whereabouts};
 use crate::tasks::Tasks;
 
@@ -112,7 +112,7 @@ async fn analyse(
         async move {
             let place = match first {
                 Some(place) => place,
-                None => app.line.enter(deadline).await?,
+                None => app.line.enter_for(PHOTOGRAPH, deadline).await?,
             };
             let analysis = app.pipeline.analyse(picture, whereabouts.clone(), model, tasks).await;
             let analysis = analysis.map_err(|error| {

@@ -24,7 +24,7 @@ use crate::api::error::{ACCESS, ApiError, Code, WORK};
 use crate::api::middleware::Deadline;
 use crate::app::App;
 use crate::engine::Model;
-use crate::line::Place;
+use crate::line::{PHOTOGRAPH, Place};
 
 /// What inference may answer besides.
 struct Errors;
@@ -80,7 +80,7 @@ pub(super) async fn infer(
     let (head, body) = body::read(request, &app.settings.http).await?;
     // Of one moment: what is loaded meanwhile is for the next request.
     let target = Target::find(&app, &path)?;
-    let place = app.line.enter(deadline).await?;
+    let place = app.line.enter_for(target.places(), deadline).await?;
 
     let (reads, limits) = (target.reads(), target.limits(&app));
     let accepted = Coding::accepted(&head.headers);
@@ -100,6 +100,14 @@ impl Target {
         match self {
             Self::FacePipeline => Reads::Pictures,
             Self::Network(served) => Reads::Rows(served.model().input().clone()),
+        }
+    }
+
+    /// Places that a request takes in the line, or its first picture.
+    const fn places(&self) -> u32 {
+        match self {
+            Self::FacePipeline => PHOTOGRAPH,
+            Self::Network(_) => 1,
         }
     }
 
