@@ -8,9 +8,10 @@ use crate::config::available_cpus;
 /// Which work goes first when a core is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// Work on pictures. It is short, and the more of it is done, the larger are the batches of what comes next.
+    /// Work on pictures, which is short, and the more of it is done, the larger are the batches of what comes next; and when no
+    /// picture waits, what the same threads were left to run.
     Picture,
-    /// Runs of networks: whole batches of what waits.
+    /// Runs of networks by their own workers: whole batches of what waits.
     Network,
     /// Work on pictures that nobody waits for.
     Background,

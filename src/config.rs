@@ -71,8 +71,8 @@ pub struct Inference {
     /// The ONNX Runtime library [default: looked for in .onnxruntime/ and the system's folders]
     #[arg(long, value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
-    /// Threads that each run a network of their own; `facewise tune` measures how many are best [default: the CPUs available,
-    /// divided by --intra-threads; 2 with a GPU]
+    /// Copies of each network, each run by one thread at a time; `facewise tune` measures how many are best [default: the CPUs
+    /// available, divided by --intra-threads; 2 with a GPU]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub workers: Option<usize>,
     /// Threads inside one run of a network

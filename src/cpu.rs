@@ -26,7 +26,6 @@ pub trait Help: Send + Sync {
 }
 
 /// Where a piece of work leaves what is to be done next, by the same threads.
-#[derive(Default)]
 pub struct Desk {
     is_open: bool,
     left: RefCell<Vec<Arc<dyn Help>>>,

@@ -28,7 +28,7 @@ pub struct Signature {
 #[error("{0}")]
 pub struct BackendError(pub String);
 
-/// One network, loaded, owned by one thread.
+/// One network, loaded, run by one thread at a time.
 pub trait Backend: Send {
     /// What the network reads and answers.
     fn signature(&self) -> &Signature;
