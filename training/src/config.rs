@@ -97,7 +97,7 @@ pub struct DistillationConfig {
 }
 
 /// Ranges of the random changes; a probability of 0 switches a change off.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AugmentationConfig {
     /// Share of samples cut as the centred square of their picture instead of by keypoints.

@@ -3,7 +3,7 @@
 //! The way of a network: sets ([`data`]) become samples ([`sample`]), varied crops ([`augment`]) and batches ([`loader`]);
 //! a layer graph ([`graph`], built by [`architectures`]) is run by libtorch ([`network`]) and learns ([`loss`], [`optimiser`],
 //! [`lesson`], [`train`]); what came out is scored ([`validate`]) and written for serving ([`onnx`], [`model`]). The face [`detector`] goes
-//! the same way with data, loss and scores of its own, and so do networks on [`vectors`].
+//! the same way with data, loss and scores of its own, and so do the [`encoder`] of many attributes and networks on [`vectors`].
 
 pub mod architectures;
 pub mod augment;
@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod detector;
+pub mod encoder;
 pub mod graph;
 pub mod lesson;
 pub mod loader;

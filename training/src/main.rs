@@ -1,7 +1,8 @@
-//! Command line of the training crate: pack, train, export, record, bench, and the same for the detector and for networks on embeddings.
+//! Command line of the training crate: pack, train, export, record, bench, and the same for the detector, encoders and networks on embeddings.
 
 mod detector_command;
 mod embeddings_command;
+mod encoder_command;
 
 use std::env;
 use std::fs;
@@ -22,6 +23,7 @@ use tch::Device;
 
 use crate::detector_command::DetectorCommand;
 use crate::embeddings_command::EmbeddingsCommand;
+use crate::encoder_command::EncoderCommand;
 
 #[derive(Parser)]
 #[command(version, about = "Trains the networks that facewise serves, and writes them as ONNX")]
@@ -38,6 +40,9 @@ enum Command {
     /// Networks on embeddings of faces, or on attributes in a table: train, export, cross-validate, compare variants
     #[command(subcommand)]
     Embeddings(EmbeddingsCommand),
+    /// Networks on many yes-or-no attributes of a face, for the embeddings they make: train, export
+    #[command(subcommand)]
+    Encoder(EncoderCommand),
     /// Train a network
     Train {
         #[arg(long)]
@@ -219,6 +224,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Detector(command) => detector_command::run(command)?,
         Command::Embeddings(command) => embeddings_command::run(command)?,
+        Command::Encoder(command) => encoder_command::run(command)?,
         Command::Train { config, source, run, resume, init, teacher, compute } => {
             let config = Config::read(&config)?;
             let (device, precision) = compute.prepare()?;

@@ -4,3 +4,4 @@ pub mod attribute_mlp;
 pub mod detector;
 pub mod residual;
 pub mod resmlp;
+pub mod resnet;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use tch::nn::VarStore;
 
 use super::target::Target;
 use crate::architectures::attribute_mlp::attribute_mlp;
@@ -11,6 +12,8 @@ use crate::architectures::residual::Head;
 use crate::architectures::resmlp::{ResMlpConfig, resmlp};
 use crate::config;
 use crate::graph::{Graph, GraphError};
+use crate::lesson::Plan;
+use crate::optimiser::{self, AdamW};
 
 /// One training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -154,9 +157,7 @@ impl Config {
             (0.0..1.0).contains(&split.validation) && split.validation > 0.0,
             "`split.validation` is not between 0 and 1"
         );
-        ensure!(optimiser.learning_rate > 0.0, "`optimiser.learning_rate` must be positive");
-        ensure!((0.0..1.0).contains(&optimiser.ema_decay), "`optimiser.ema_decay` is not in 0..1");
-        ensure!(optimiser.clip_norm.is_none_or(|norm| norm > 0.0), "`optimiser.clip_norm` must be positive");
+        optimiser.check()?;
         ensure!(loss.age_sd >= 0.0, "`loss.age_sd` is negative");
         ensure!((0.0..1.0).contains(&loss.label_smoothing), "`loss.label_smoothing` is not in 0..1");
         if let NetworkConfig::Resmlp(network) = &config.network {
@@ -185,6 +186,36 @@ impl Config {
 }
 
 impl OptimiserConfig {
+    /// Whether the numbers are ones to walk by.
+    ///
+    /// # Errors
+    /// When one is out of range.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.learning_rate > 0.0, "`optimiser.learning_rate` must be positive");
+        ensure!((0.0..1.0).contains(&self.ema_decay), "`optimiser.ema_decay` is not in 0..1");
+        ensure!(self.clip_norm.is_none_or(|norm| norm > 0.0), "`optimiser.clip_norm` must be positive");
+        Ok(())
+    }
+
+    /// The optimiser of these variables.
+    pub fn build(&self, variables: &VarStore) -> AdamW {
+        let adamw = AdamW::new(variables, &self.shared());
+        if self.decay_vectors { adamw.decaying_vectors() } else { adamw }
+    }
+
+    /// The learning rate at a step of a training, counted from 1.
+    pub fn rate(&self, plan: &Plan, step: u64) -> f64 {
+        match self.schedule {
+            Schedule::Cosine { .. } => {
+                optimiser::learning_rate(&plan.optimiser, step, plan.batches as u64 * u64::from(plan.epochs))
+            }
+            Schedule::Exponential { gamma } => {
+                let epoch = (step - 1) / plan.batches as u64;
+                plan.optimiser.learning_rate * gamma.powi(epoch as i32)
+            }
+        }
+    }
+
     /// What the shared loop reads; the schedule is in it if it is the cosine.
     pub fn shared(&self) -> config::OptimiserConfig {
         let (warmup_steps, final_share) = match self.schedule {
@@ -217,6 +248,7 @@ mod tests {
             (include_str!("../../configs/resmlp-age-101.toml"), 512, 837_733),
             (include_str!("../../configs/celeba-mlp.toml"), 40, 3_517_345),
             (include_str!("../../configs/celeba-mlp-seed.toml"), 40, 3_517_345),
+            (include_str!("../../configs/celeba-mlp-seed-short.toml"), 40, 3_517_345),
         ] {
             let config = Config::parse(text).unwrap();
             assert_eq!(config.graph(features).unwrap().parameters(), parameters, "{}", config.name);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 
-use super::config::{Config, NetworkConfig, Schedule};
+use super::config::{Config, NetworkConfig};
 use super::rows::{Examples, Rows};
 use super::score::{Score, all_classes, score};
 use super::split::Split;
@@ -113,20 +113,11 @@ impl Lesson for Vectors<'_> {
     }
 
     fn optimiser(&self, variables: &VarStore) -> AdamW {
-        let adamw = AdamW::new(variables, &self.config.optimiser.shared());
-        if self.config.optimiser.decay_vectors { adamw.decaying_vectors() } else { adamw }
+        self.config.optimiser.build(variables)
     }
 
     fn learning_rate(&self, plan: &Plan, step: u64) -> f64 {
-        match self.config.optimiser.schedule {
-            Schedule::Cosine { .. } => {
-                optimiser::learning_rate(&plan.optimiser, step, plan.batches as u64 * u64::from(plan.epochs))
-            }
-            Schedule::Exponential { gamma } => {
-                let epoch = (step - 1) / plan.batches as u64;
-                plan.optimiser.learning_rate * gamma.powi(epoch as i32)
-            }
-        }
+        self.config.optimiser.rate(plan, step)
     }
 
     fn criterion(score: &Score) -> Option<f64> {
