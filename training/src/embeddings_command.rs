@@ -9,7 +9,7 @@ use facewise_training::lesson::{CONFIG, Options};
 use facewise_training::model::Identity;
 use facewise_training::vectors::adience;
 use facewise_training::vectors::config::Config;
-use facewise_training::vectors::extract::Encoder;
+use facewise_training::vectors::extract::{Encoder, Output, Selection};
 use facewise_training::vectors::model;
 use facewise_training::vectors::rows::Rows;
 use facewise_training::vectors::search::{self, SearchConfig};
@@ -65,7 +65,7 @@ pub(crate) enum EmbeddingsCommand {
         #[arg(long, default_value = "Attributes of a face of which there is an embedding")]
         description: String,
     },
-    /// Make embeddings of a labelled set: the pooled features of an attribute network, with the labels beside them
+    /// Make embeddings of a labelled set: the pooled features of a network, or the answers of an encoder, with the labels beside them
     Extract {
         /// The set: a folder with manifest.csv and the pictures or images.zip
         #[arg(long)]
@@ -79,6 +79,18 @@ pub(crate) enum EmbeddingsCommand {
         /// Its weights
         #[arg(long, default_value = "training/weights/face-attributes-1.safetensors")]
         weights: PathBuf,
+        /// Folder of an encoder's complete run, instead of an attribute network
+        #[arg(long, conflicts_with_all = ["config", "weights"])]
+        encoder: Option<PathBuf>,
+        /// The logits of the encoder's attributes as they are, instead of features
+        #[arg(long, requires = "encoder")]
+        logits: bool,
+        /// Cut faces as the centred squares of their pictures, not by their keypoints
+        #[arg(long)]
+        square: bool,
+        /// Columns to take over beside the labels of tasks, with commas between, as in Attractive
+        #[arg(long, value_delimiter = ',')]
+        columns: Vec<String>,
         /// Where they go, as FILE.npy and FILE.csv
         #[arg(long)]
         out: PathBuf,
@@ -154,7 +166,7 @@ pub(crate) struct SourceArgs {
     /// File `.npy` of embeddings: float32 or float64, one row a face
     #[arg(long, requires = "labels", required_unless_present = "celeba")]
     embeddings: Option<PathBuf>,
-    /// CSV with a line for each embedding: age, gender, smile or emotion; where there are such columns, split, subject and fold
+    /// CSV with a line for each embedding: age, gender, smile, emotion or an attribute; where there are such columns, split, subject and fold
     #[arg(long, requires = "embeddings")]
     labels: Option<PathBuf>,
     // Not a doc comment, in which the name would need quotes.
@@ -246,11 +258,28 @@ pub(crate) fn run(command: EmbeddingsCommand) -> Result<()> {
                 parity.pictures, parity.max_abs_difference, parity.max_row_difference
             );
         }
-        EmbeddingsCommand::Extract { data, filter, config, weights, out, compute } => {
-            let config = facewise_training::config::Config::read(&config)?;
+        EmbeddingsCommand::Extract {
+            data,
+            filter,
+            config,
+            weights,
+            encoder,
+            logits,
+            square,
+            columns,
+            out,
+            compute,
+        } => {
             let (device, precision) = compute.prepare()?;
-            let encoder = Encoder::open(&config, &weights, device, precision)?;
-            let (rows, features) = encoder.extract(&data, filter.as_deref(), &out)?;
+            let output = if logits { Output::Logits } else { Output::Features };
+            let encoder = match encoder {
+                Some(run) => Encoder::of_run(&run, output, device, precision)?,
+                None => {
+                    let config = facewise_training::config::Config::read(&config)?;
+                    Encoder::open(&config, &weights, device, precision)?
+                }
+            };
+            let (rows, features) = encoder.extract(&data, &Selection { filter, square, columns }, &out)?;
             println!("{rows} embeddings of {features} numbers: {0}.npy and {0}.csv", out.display());
         }
         EmbeddingsCommand::Adience { folds, out } => {

@@ -59,12 +59,8 @@ pub fn read(root: &Path, config: &Config) -> Result<Parts> {
     let data = &config.data;
     let of_set = || format!("set `{}`", data.set);
     let dataset = Dataset::open(root.join(&data.set)).with_context(of_set)?;
-    let columns = data
-        .attributes
-        .iter()
-        .map(|name| dataset.column(name))
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(of_set)?;
+    let columns =
+        data.attributes.iter().map(|name| dataset.column(name)).collect::<Result<Vec<_>, _>>().with_context(of_set)?;
     let part = |filter: &str| {
         let rows = dataset.select(&Filter::parse(filter)?)?;
         ensure!(!rows.is_empty(), "no row has {filter}");

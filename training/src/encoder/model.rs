@@ -29,7 +29,8 @@ const SERVED: [(&str, Task); 2] = [("Male", Task::Gender), ("Smiling", Task::Smi
 
 /// Writes a complete run as `<models>/<name>/<version>/`, then runs crops of `samples` through libtorch and ONNX Runtime and compares.
 ///
-/// The model has a head for each task that one of the attributes answers, and all logits as the output [`ATTRIBUTES`].
+/// The model has a head for each task that one of the attributes answers, which is what a server reads, and beside them all logits as the
+/// output [`ATTRIBUTES`].
 ///
 /// # Errors
 /// When the run is not complete, a server has no task for any of its attributes, a file cannot be written, there is no sample, or the engines

@@ -193,10 +193,7 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn crops(&self, network: &Network, faces: &Faces) -> Crops {
-        Crops {
-            square: self.score(network, faces, square),
-            keypoints: self.score(network, faces, augment::plain),
-        }
+        Crops { square: self.score(network, faces, square), keypoints: self.score(network, faces, augment::plain) }
     }
 
     fn score(&self, network: &Network, faces: &Faces, cut: impl Fn(&Sample, u32) -> RgbImage) -> Score {

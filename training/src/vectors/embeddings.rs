@@ -1,7 +1,8 @@
 //! Reads embeddings from a `NumPy` file and what is known of each from a CSV file: one line for each embedding, in their order.
 //!
 //! Columns: any of `age` (years), `gender` (female, male), `smile` (0, 1) and `emotion`; `split` (train, val, test), `subject` (any word
-//! for a person) and `fold` (a number from 0) are used where they are there; others are ignored. An empty cell is an unknown label.
+//! for a person) and `fold` (a number from 0) are used where they are there. An attribute of `CelebA` that is to be learned has a column of its
+//! name (1, and 0 or -1). Others are ignored. An empty cell is an unknown label.
 
 use std::collections::HashMap;
 use std::fs;
@@ -106,9 +107,6 @@ pub enum DataError {
         /// What was to be learned.
         target: Target,
     },
-    /// The target is not one that these files can have.
-    #[error("'{0}' is an attribute of CelebA, not a label of embeddings")]
-    Target(Target),
 }
 
 /// Reads a file.
@@ -148,7 +146,7 @@ pub fn read(embeddings: &Path, labels: &Path, target: &Target) -> Result<Rows, D
     }
     let mut people: HashMap<String, usize> = HashMap::new();
     for (vector, line) in array.values.chunks_exact(features).zip(known) {
-        let Some(class) = target.class(&line.labels) else {
+        let Some(class) = target.class(&line.labels).or(line.attribute) else {
             rows.unlabelled += 1;
             continue;
         };
@@ -173,6 +171,8 @@ pub fn read(embeddings: &Path, labels: &Path, target: &Target) -> Result<Rows, D
 /// What one line says.
 struct Line {
     labels: Labels,
+    /// Whether the face has the attribute that is to be learned.
+    attribute: Option<usize>,
     part: Option<Part>,
     subject: Option<String>,
     fold: Option<usize>,
@@ -183,10 +183,11 @@ struct Lines<'a> {
     path: &'a Path,
     records: csv::StringRecordsIntoIter<&'a [u8]>,
     columns: HashMap<String, usize>,
+    target: &'a Target,
 }
 
 impl<'a> Lines<'a> {
-    fn new(path: &'a Path, text: &'a [u8], target: &Target) -> Result<Self, DataError> {
+    fn new(path: &'a Path, text: &'a [u8], target: &'a Target) -> Result<Self, DataError> {
         let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
         let mut reader = csv::Reader::from_reader(text);
         let header = reader.headers().map_err(|error| malformed(path, &error))?.clone();
@@ -200,13 +201,13 @@ impl<'a> Lines<'a> {
         let column = match target {
             Target::Age | Target::AgeGroups | Target::AgeGroupsByCentre => Task::Age.name(),
             Target::Labels(task) => task.name(),
-            Target::Attribute(_) => return Err(DataError::Target(target.clone())),
+            Target::Attribute(name) => name,
         };
         if !columns.contains_key(column) {
             let known = header.iter().map(|name| format!("'{}'", name.trim())).collect::<Vec<_>>().join(", ");
             return Err(DataError::Column { path: path.to_owned(), column: column.to_owned(), known });
         }
-        Ok(Self { path, records: reader.into_records(), columns })
+        Ok(Self { path, records: reader.into_records(), columns, target })
     }
 
     fn line(&self, record: &csv::StringRecord) -> Result<Line, DataError> {
@@ -247,7 +248,12 @@ impl<'a> Lines<'a> {
             Some(Ok(fold)) => Some(fold),
             Some(Err(_)) => return Err(wrong("fold", "not a number from 0".into())),
         };
+        let attribute = match self.target {
+            Target::Attribute(name) => one_of(name, &["0", "1", "-1"])?.map(|index| [0, 1, 0][index]),
+            _ => None,
+        };
         Ok(Line {
+            attribute,
             labels: Labels {
                 age,
                 gender: one_of("gender", Task::Gender.labels())?,
@@ -329,6 +335,8 @@ mod tests {
         let genders = read_both(&file, LABELS, "gender").unwrap();
         assert_eq!((&genders.classes[..], &genders.subjects[..]), (&[1, 0, 0][..], &[0, 1, 0][..]));
         assert!(genders.years.is_empty());
+        let smiling = read_both(&file, "Smiling\n1\n-1\n0\n", "Smiling").unwrap();
+        assert_eq!(smiling.classes, [1, 0, 0]);
         assert_eq!(read_both(&file, &format!("\u{feff}{LABELS}"), "age").unwrap(), ages, "as Excel writes it");
     }
 
@@ -369,7 +377,8 @@ mod tests {
             (&good, &LABELS.replace("gender", "age"), "age", "line 1: two columns are called 'age'"),
             (&good, "age\n,\n,\n,\n", "age", "line 2: 2 cells instead of the header's 1"),
             (&good, "age,x\n,\n,\n,\n", "age", "labels.csv: no line has a label for 'age'"),
-            (&good, LABELS, "Smiling", "'Smiling' is an attribute of CelebA"),
+            (&good, LABELS, "Smiling", "labels.csv has no column 'Smiling'"),
+            (&good, "Smiling\n1\n0\nyes\n", "Smiling", "line 4: Smiling is 'yes', which is not one of 0, 1, -1"),
         ] {
             let error = read_both(file, labels, target).unwrap_err();
             assert!(error.contains(message), "{error}\nshould have: {message}");

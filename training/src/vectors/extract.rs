@@ -1,4 +1,5 @@
-//! Makes embeddings of a labelled set: what an attribute network knows of each face before its heads, scaled to length 1.
+//! Makes embeddings of a labelled set: what a network knows of each face before its heads, scaled to length 1, or what an encoder says of
+//! its attributes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use anyhow::{Context, Result};
 use facewise_core::npy;
 use facewise_core::picture::{self, Limits};
 use facewise_core::task::Task;
-use facewise_evaluation::{Dataset, Filter, Row};
+use facewise_evaluation::{Dataset, DatasetError, Filter, Row};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 use tch::nn::VarStore;
@@ -17,7 +18,9 @@ use crate::architectures::residual::residual;
 use crate::augment;
 use crate::checkpoint;
 use crate::config::Config;
-use crate::graph::Layer;
+use crate::encoder;
+use crate::graph::{Graph, Layer};
+use crate::lesson::{CONFIG, WEIGHTS};
 use crate::loader::Batch;
 use crate::network::{Mode, Network, Precision};
 use crate::sample::{Labels, Sample};
@@ -29,43 +32,87 @@ const BATCH: usize = 256;
 /// Columns that are taken over as they are, with the names that [`super::embeddings`] knows them by.
 const COLUMNS: [(&str, &str); 2] = [("split", "split"), ("identity", "subject")];
 
-/// An attribute network without its heads.
+/// What becomes an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// The pooled features before the heads, scaled to length 1.
+    Features,
+    /// The logits of an encoder's attributes, as they are.
+    Logits,
+}
+
+/// Which faces of a set, and what of them.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Rows to take, as in `split=test`; all by default.
+    pub filter: Option<String>,
+    /// Cut faces as the centred squares of their pictures, not by their keypoints.
+    pub square: bool,
+    /// Columns to take over beside the labels of tasks, as they are.
+    pub columns: Vec<String>,
+}
+
+/// A network that makes embeddings.
 #[derive(Debug)]
 pub struct Encoder {
     network: Network,
+    output: Output,
     size: u32,
     device: Device,
 }
 
 impl Encoder {
-    /// The network of a configuration with these weights.
+    /// The attribute network of a configuration with these weights; its features are the embeddings.
     ///
     /// # Errors
     /// When the weights are missing, or of another network.
     pub fn open(config: &Config, weights: &Path, device: Device, precision: Precision) -> Result<Self> {
-        let whole = residual(&config.network)?;
+        Self::load(residual(&config.network)?, Output::Features, config.size(), weights, device, precision)
+    }
+
+    /// The network of an encoder's complete run.
+    ///
+    /// # Errors
+    /// When the run is not complete.
+    pub fn of_run(run: &Path, output: Output, device: Device, precision: Precision) -> Result<Self> {
+        let config = encoder::config::Config::read(&run.join(CONFIG))?;
+        Self::load(config.graph()?, output, config.size, &run.join(WEIGHTS), device, precision)
+    }
+
+    fn load(
+        whole: Graph,
+        output: Output,
+        size: u32,
+        weights: &Path,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self> {
         // The heads have variables, too: all weights must fit.
-        let graph = whole
-            .ending_at("features", |layer| *layer == Layer::GlobalAvgPool)
-            .context("the network has no pooling to take features from")?;
+        let graph = match output {
+            Output::Features => whole
+                .ending_at("features", |layer| *layer == Layer::GlobalAvgPool)
+                .context("the network has no pooling to take features from")?,
+            Output::Logits => whole,
+        };
         let variables = VarStore::new(device);
         let network = Network::new(&variables.root(), &graph).with_precision(precision);
         checkpoint::load_weights(weights, &variables)?;
-        Ok(Self { network, size: config.size(), device })
+        Ok(Self { network, output, size, device })
     }
 
-    /// Writes `<out>.npy` and `<out>.csv` of the rows of a set, cut as the network was trained; returns how many rows of how many numbers.
+    /// Writes `<out>.npy` and `<out>.csv` of the rows of a set; returns how many rows of how many numbers.
     ///
     /// # Errors
-    /// When the set or a picture of it cannot be read, or a file cannot be written.
-    pub fn extract(&self, set: &Path, filter: Option<&str>, out: &Path) -> Result<(usize, usize)> {
+    /// When the set or a picture of it cannot be read, a column is missing, or a file cannot be written.
+    pub fn extract(&self, set: &Path, selection: &Selection, out: &Path) -> Result<(usize, usize)> {
         let dataset = Dataset::open(set)?;
-        let filter = Filter::parse(filter.unwrap_or_default())?;
+        let copied = copied(&dataset, &selection.columns)?;
+        let filter = Filter::parse(selection.filter.as_deref().unwrap_or_default())?;
         let rows = dataset.select(&filter)?;
         let progress = ProgressBar::new(rows.len() as u64);
         let mut values = Vec::new();
         for chunk in rows.chunks(BATCH) {
-            values.extend(self.embed(&dataset, chunk)?);
+            values.extend(self.embed(&dataset, chunk, selection.square)?);
             progress.inc(chunk.len() as u64);
         }
         progress.finish_and_clear();
@@ -75,24 +122,28 @@ impl Encoder {
         }
         let path = with(out, ".npy");
         fs::write(&path, npy::write(features, &values)).with_context(|| format!("cannot write {}", path.display()))?;
-        write_labels(&dataset, &rows, &with(out, ".csv"))?;
+        write_labels(&dataset, &rows, &copied, &with(out, ".csv"))?;
         Ok((rows.len(), features))
     }
 
-    fn embed(&self, dataset: &Dataset, rows: &[&Row]) -> Result<Vec<f32>> {
+    fn embed(&self, dataset: &Dataset, rows: &[&Row], square: bool) -> Result<Vec<f32>> {
         let size = self.size;
         let crop = |row: &&Row| {
             let cannot = || format!("line {}: {}", row.line, row.path);
             let bytes = dataset.read(row).with_context(cannot)?;
             let picture = picture::decode(&bytes, Limits::default()).with_context(cannot)?;
-            let sample = Sample::new(picture, row.landmarks, Labels::default(), 2 * size);
+            let landmarks = if square { None } else { row.landmarks };
+            let sample = Sample::new(picture, landmarks, Labels::default(), 2 * size);
             Ok(augment::plain(&sample, size))
         };
         let crops = rows.par_iter().map(crop).collect::<Result<Vec<_>>>()?;
         let batch = Batch::unlabelled(&crops.iter().collect::<Vec<_>>());
-        let features = &self.network.forward(&validate::pixels(&batch, self.device), Mode::Eval)[0];
-        let lengths = features.norm_scalaropt_dim(2.0, [1_i64].as_slice(), true).clamp_min(1e-12);
-        Ok(Vec::try_from((features / lengths).to_device(Device::Cpu).to_kind(Kind::Float).flatten(0, -1))?)
+        let numbers = &self.network.forward(&validate::pixels(&batch, self.device), Mode::Eval)[0];
+        let numbers = match self.output {
+            Output::Features => numbers / numbers.norm_scalaropt_dim(2.0, [1_i64].as_slice(), true).clamp_min(1e-12),
+            Output::Logits => numbers.shallow_clone(),
+        };
+        Ok(Vec::try_from(numbers.to_device(Device::Cpu).to_kind(Kind::Float).flatten(0, -1))?)
     }
 }
 
@@ -103,13 +154,18 @@ fn with(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-fn write_labels(dataset: &Dataset, rows: &[&Row], path: &Path) -> Result<()> {
+/// The columns that are taken over, by the names they get.
+fn copied(dataset: &Dataset, wanted: &[String]) -> Result<Vec<(String, usize)>, DatasetError> {
+    let known = COLUMNS.into_iter().filter_map(|(from, to)| Some(Ok((to.to_owned(), dataset.column(from).ok()?))));
+    let asked = wanted.iter().map(|name| Ok((name.clone(), dataset.column(name)?)));
+    known.chain(asked).collect()
+}
+
+fn write_labels(dataset: &Dataset, rows: &[&Row], copied: &[(String, usize)], path: &Path) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
-    let copied: Vec<(&str, usize)> =
-        COLUMNS.into_iter().filter_map(|(from, to)| Some((to, dataset.column(from).ok()?))).collect();
     let mut file = csv::Writer::from_path(path).with_context(cannot)?;
     let header = ["path"].into_iter().chain(dataset.tasks().iter().map(|task| task.name()));
-    file.write_record(header.chain(copied.iter().map(|(name, _)| *name))).with_context(cannot)?;
+    file.write_record(header.chain(copied.iter().map(|(name, _)| name.as_str()))).with_context(cannot)?;
     for row in rows {
         let mut cells = vec![row.path.clone()];
         cells.extend(dataset.tasks().iter().map(|task| label(row, *task)));
@@ -164,7 +220,8 @@ mod tests {
 
         let encoder = Encoder::open(&config, &weights, Device::Cpu, Precision::Fp32).unwrap();
         let out = path("out/faces.v1");
-        assert_eq!(encoder.extract(folder.path(), None, &out).unwrap(), (3, 8));
+        let all = Selection { columns: vec!["Smiling".to_owned()], ..Selection::default() };
+        assert_eq!(encoder.extract(folder.path(), &all, &out).unwrap(), (3, 8));
         let read =
             |target: Target| embeddings::read(&path("out/faces.v1.npy"), &path("out/faces.v1.csv"), &target).unwrap();
         let ages = read(Target::Age);
@@ -178,6 +235,11 @@ mod tests {
             assert!((length - 1.0).abs() < 1e-4, "{row:?}");
         }
         assert_ne!(smiles.values[..8], smiles.values[8..16]);
-        assert_eq!(encoder.extract(folder.path(), Some("split=train"), &out).unwrap(), (1, 8));
+        assert_eq!(read(Target::Attribute("Smiling".to_owned())).classes, [1, 0, 1]);
+        let some = Selection { filter: Some("split=train".to_owned()), ..Selection::default() };
+        assert_eq!(encoder.extract(folder.path(), &some, &out).unwrap(), (1, 8));
+        let missing = Selection { columns: vec!["Hat".to_owned()], ..Selection::default() };
+        let error = encoder.extract(folder.path(), &missing, &out).unwrap_err().to_string();
+        assert!(error.contains("Hat"), "{error}");
     }
 }
