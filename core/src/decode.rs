@@ -33,7 +33,8 @@ pub fn softmax(logits: &[f32]) -> Vec<f32> {
 
 /// Shannon entropy of a distribution in nats; 0 for a certain answer, `ln n` for a uniform one.
 pub fn entropy(probabilities: &[f32]) -> f32 {
-    -probabilities.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f32>()
+    // Not the negative of the sum, which would be −0 of a certain answer.
+    0.0 - probabilities.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f32>()
 }
 
 /// Divides by the sum, so that what follows may rely on a distribution.

@@ -194,6 +194,10 @@ pub struct Head {
     /// How years are read from the posterior; only for ages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point: Option<AgePoint>,
+    /// Name of a second tensor `[batch, classes]` of a network that answers each embedding several times with random dropout (Gal &
+    /// Ghahramani 2016): the share of the answers that each class was the most probable in. Only for embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub votes: Option<String>,
 }
 
 impl Head {
@@ -407,6 +411,12 @@ impl Manifest {
             if head.point.is_some() && (head.task != Task::Age || as_groups) {
                 return wrong(&field("point"), "is for ages in years only".into());
             }
+            if head.votes.is_some() && self.kind != Kind::Embeddings {
+                return wrong(&field("votes"), "is for embeddings only".into());
+            }
+            if head.votes.as_deref().is_some_and(|votes| votes.is_empty() || votes == head.output) {
+                return wrong(&field("votes"), "is empty, or the name of the head's other tensor".into());
+            }
         }
         Ok(())
     }
@@ -507,6 +517,7 @@ mod tests {
             (r#""kind": "embeddings""#, r#""kind": "attributes""#, "field `input.features`: are for embeddings only"),
             (r#""0-2", "#, "", "field `heads[0].labels`"),
             (r#""values": "logits""#, r#""point": "mean""#, "field `heads[0].point`"),
+            (r#""values": "logits""#, r#""votes": "age""#, "field `heads[0].votes`: is empty, or the name"),
             (r#""kind": "embeddings""#, r#""kind": "embeddings", "decoder": "yunet""#, "field `decoder`"),
         ] {
             let json = EMBEDDINGS.replacen(from, to, 1);
@@ -528,6 +539,7 @@ mod tests {
         for (from, to, message) in [
             (r#""schema": 1"#, r#""schema": 2"#, "field `schema`"),
             (r#""name": "face-attributes""#, r#""name": "../etc""#, "field `name`"),
+            (r#""point": "median""#, r#""votes": "v""#, "field `heads[0].votes`: is for embeddings only"),
             (r#""name": "face-attributes""#, r#""name": "Big""#, "field `name`"),
             (r#""version": "1""#, r#""version": """#, "field `version`"),
             (r#""kind": "attributes""#, r#""kind": "poetry""#, "unknown variant `poetry`"),

@@ -77,7 +77,8 @@ impl IntoResponses for Errors {
 ///
 /// The embeddings are what the model was trained on, made by another network and normalised as that one's are. They are sent
 /// as JSON, as a `NumPy` file (`.npy` of float32 or float64 in C order), or as 32-bit floats one after the other, the least byte
-/// first. A model that knows ages as groups only answers the group with its probability, and no years.
+/// first. A model that knows ages as groups only answers the group with its probability, and no years. One that
+/// answers several times with random dropout tells the mean, and how much its answers differ.
 #[utoipa::path(
     post, path = "/v1/predict/embeddings", tag = "predictions", security((), ("bearer" = []), ("key" = [])),
     params(
@@ -111,10 +112,10 @@ pub(super) async fn predict_embeddings(
     let numbers = app.pipeline.cpu().run(move || packing.unpack(&body, features, most)).await??;
     let mut results = Vec::with_capacity(numbers.len() / features);
     for numbers in numbers.chunks(together) {
-        for mut attributes in model.infer(numbers.to_vec()).await? {
-            attributes.keep(&tasks);
-            app.pipeline.count(&attributes);
-            results.push(Description::new(&attributes, parameters.distributions));
+        for mut told in model.infer(numbers.to_vec()).await? {
+            told.keep(&tasks);
+            app.pipeline.count(&told.attributes);
+            results.push(Description::new(&told, parameters.distributions));
         }
     }
     place.answered();

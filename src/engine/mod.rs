@@ -17,7 +17,7 @@ mod worker;
 pub use attributes::{AttributeModel, Attributes, Inference};
 pub use backend::{Backend, BackendError, Signature, TensorSpec};
 pub use detector::Detector;
-pub use embeddings::EmbeddingModel;
+pub use embeddings::{EmbeddingModel, Told};
 pub use model::{EngineError, HandedIn, MismatchError, Model, Network, Options, Tensor};
 pub use onnx::{OnnxBackend, Runtime, RuntimeError};
 pub use queue::Urgency;

@@ -64,6 +64,9 @@ pub(crate) enum EmbeddingsCommand {
         /// One sentence for people
         #[arg(long, default_value = "Attributes of a face of which there is an embedding")]
         description: String,
+        /// Answer each embedding so many times with random dropout, and tell the mean and how much the answers differ
+        #[arg(long, value_parser = clap::value_parser!(u32).range(2..=4096))]
+        passes: Option<u32>,
     },
     /// Make embeddings of a labelled set: the pooled features of a network, or the answers of an encoder, with the labels beside them
     Extract {
@@ -244,14 +247,14 @@ pub(crate) fn run(command: EmbeddingsCommand) -> Result<()> {
                 train(&config, &rows, &split, &Options { run, resume, init, device, precision }, &Manner::Told)?;
             println!("{}", serde_json::to_string_pretty(&scores)?);
         }
-        EmbeddingsCommand::Export { source, run, models, name, model_version, description } => {
+        EmbeddingsCommand::Export { source, run, models, name, model_version, description, passes } => {
             let own = run.join(CONFIG);
             let source = source.source()?;
             let config = source.fix(Config::read(&own)?, &own)?;
             let (rows, split) = load(&source, &config)?;
             let name = name.unwrap_or_else(|| format!("resmlp-{}", config.target.head()));
             let identity = Identity { name, version: model_version, description };
-            let (path, parity) = model::write(&run, &config, &models, identity, &rows, &split.validation)?;
+            let (path, parity) = model::write(&run, &config, &models, identity, &rows, &split.validation, passes)?;
             println!("{}", path.display());
             println!(
                 "parity over {} rows: libtorch and ONNX Runtime differ by at most {:.1e}, a row alone and in a batch by {:.1e}",
@@ -272,12 +275,11 @@ pub(crate) fn run(command: EmbeddingsCommand) -> Result<()> {
         } => {
             let (device, precision) = compute.prepare()?;
             let output = if logits { Output::Logits } else { Output::Features };
-            let encoder = match encoder {
-                Some(run) => Encoder::of_run(&run, output, device, precision)?,
-                None => {
-                    let config = facewise_training::config::Config::read(&config)?;
-                    Encoder::open(&config, &weights, device, precision)?
-                }
+            let encoder = if let Some(run) = encoder {
+                Encoder::of_run(&run, output, device, precision)?
+            } else {
+                let config = facewise_training::config::Config::read(&config)?;
+                Encoder::open(&config, &weights, device, precision)?
             };
             let (rows, features) = encoder.extract(&data, &Selection { filter, square, columns }, &out)?;
             println!("{rows} embeddings of {features} numbers: {0}.npy and {0}.csv", out.display());

@@ -24,6 +24,9 @@ const CHECKPOINT_EVERY: Duration = Duration::from_mins(3);
 /// The configuration in a run's folder.
 pub const CONFIG: &str = "config.toml";
 
+/// The figures of each epoch in a run's folder.
+pub const EPOCHS: &str = "epochs.csv";
+
 /// The averaged weights in the folder of a run that is complete: of its last epoch, or of the best where a lesson has a criterion.
 pub const WEIGHTS: &str = "weights.safetensors";
 
@@ -318,7 +321,7 @@ impl Run {
     }
 
     fn csv(&self) -> PathBuf {
-        self.folder.join("epochs.csv")
+        self.folder.join(EPOCHS)
     }
 
     /// Drops the lines of epochs that will be trained again.

@@ -21,6 +21,7 @@ pub mod model;
 pub mod network;
 pub mod onnx;
 pub mod optimiser;
+pub mod report;
 pub mod sample;
 pub mod train;
 pub mod validate;

@@ -18,7 +18,7 @@ use facewise_training::config::{Config, Stage};
 use facewise_training::data::{self, Source};
 use facewise_training::model::{self, Identity};
 use facewise_training::network::Precision;
-use facewise_training::{bench, checkpoint, lesson, train};
+use facewise_training::{bench, checkpoint, lesson, report, train};
 use tch::Device;
 
 use crate::detector_command::DetectorCommand;
@@ -116,6 +116,15 @@ enum Command {
         /// Reports that `facewise evaluate --json` wrote
         #[arg(required = true)]
         reports: Vec<PathBuf>,
+    },
+    /// Write a run's figures, curves and configuration as one page of HTML
+    Report {
+        /// Folder of the run, of whatever kind
+        #[arg(long, default_value = "runs/default")]
+        run: PathBuf,
+        /// The page [default: report.html in the folder]
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// Measure pictures per second of training; prints one line of JSON
     Bench {
@@ -262,6 +271,11 @@ fn main() -> Result<()> {
                 })
                 .collect::<Result<Vec<_>>>()?;
             model::record(&model, &reports)?;
+        }
+        Command::Report { run, out } => {
+            let out = out.unwrap_or_else(|| run.join("report.html"));
+            fs::write(&out, report::render(&run)?).with_context(|| format!("cannot write {}", out.display()))?;
+            println!("{}", out.display());
         }
         Command::Bench { config, batch, size, steps, pack, compute } => {
             let stages = vec![Stage { size, epochs: 1 }];

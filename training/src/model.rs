@@ -22,6 +22,7 @@ use crate::graph::Graph;
 use crate::lesson;
 use crate::network::Network;
 use crate::onnx::export::{self, Sides};
+use crate::onnx::messages::ModelProto;
 use crate::onnx::metadata;
 use crate::onnx::parity::{self, Parity};
 use crate::sample::Sample;
@@ -102,10 +103,15 @@ pub fn save(
 ) -> Result<PathBuf> {
     let json = manifest.to_json();
     let model = export::write(graph, &variables.variables(), sides, heads, &json)?;
+    place(folder, &model, &json)
+}
+
+/// Writes a model and its manifest into a folder that is made if need be; returns the path of the model.
+pub(crate) fn place(folder: &Path, model: &ModelProto, manifest: &str) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join("model.onnx");
     fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::write(folder.join("manifest.json"), &json)?;
+    fs::write(folder.join("manifest.json"), manifest)?;
     Ok(path)
 }
 
@@ -186,6 +192,7 @@ fn manifest(config: &Config, graph: &Graph, identity: Identity) -> Result<Manife
         values: Values::Probabilities,
         labels: task.labels().iter().map(|label| (*label).to_owned()).collect(),
         point: (task == Task::Age).then_some(AgePoint::Median),
+        votes: None,
     });
     let manifest = Manifest {
         schema: SCHEMA,

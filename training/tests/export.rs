@@ -8,12 +8,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use facewise_training::architectures::residual::{ResidualConfig, residual};
-use facewise_training::graph::{Activation, BatchNorm, Conv2d, Graph, GraphBuilder, InputSpec, Linear, Window};
+use facewise_training::graph::{Activation, BatchNorm, Conv2d, Graph, GraphBuilder, Input, InputSpec, Linear, Window};
 use facewise_training::network::{Mode, Network};
 use facewise_training::onnx::export::{self, ExportError};
 use facewise_training::onnx::messages::ModelProto;
 use facewise_training::onnx::metadata;
 use facewise_training::onnx::parity::{self, Parity, ParityError};
+use facewise_training::onnx::runtime;
+use ort::value::Tensor as OrtTensor;
 use prost::Message;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -210,4 +212,46 @@ fn no_pictures_prove_nothing() {
     let error = parity::check(&exported.path(), &network, [], 1e-4).unwrap_err();
     assert!(matches!(error, ParityError::NoPictures));
     assert_eq!(network.forward(&batches(&[2], 32)[0], Mode::Eval).len(), 5);
+}
+
+/// One number that is kept, and doubled, or dropped: two answers, each half of the time.
+#[test]
+fn many_passes_are_told_as_their_mean_and_votes() {
+    const PASSES: u32 = 4096;
+    let mut b = GraphBuilder::new(Input::Vector(1));
+    let x = b.dropout(b.input(), 0.5);
+    let x = b.linear("heads.smile", x, Linear::new(1, 2));
+    let graph = b.finish([("smile", x)]).unwrap();
+    let store = VarStore::new(Device::Cpu);
+    let _network = Network::new(&store.root(), &graph);
+    tch::no_grad(|| {
+        for (name, mut variable) in store.variables() {
+            let numbers: &[f32] = if name.ends_with("weight") { &[1.0, -1.0] } else { &[-0.5, 0.5] };
+            variable.copy_(&Tensor::from_slice(numbers).view_as(&variable));
+        }
+    });
+    let file = export::write_repeated(&graph, &store.variables(), &["smile"], PASSES, "{}").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    fs::write(&path, file.encode_to_vec()).unwrap();
+    let mut session = runtime::session(&path).unwrap();
+    let input = OrtTensor::from_array(([3_i64, 1], vec![0.0_f32, 1.0, -1.0])).unwrap();
+    let outputs = session.run(ort::inputs![export::VECTOR => input]).unwrap();
+    let rows = |name: &str| {
+        let (shape, numbers) = outputs[name].try_extract_tensor::<f32>().unwrap();
+        assert_eq!(shape.to_vec(), [3, 2]);
+        numbers.to_vec()
+    };
+    let (means, votes) = (rows("smile"), rows("smile_votes"));
+    // Dropped, the logits are (-0.5, 0.5); kept, they are the doubled number more and less than that.
+    let first = |kept: f32| 1.0 / (1.0 + (1.0 - 4.0 * kept).exp());
+    for (row, number) in [0.0, 1.0, -1.0].into_iter().enumerate() {
+        let kept = if row == 1 { votes[2] } else { 0.5 };
+        let expected = (1.0 - kept) * first(0.0) + kept * first(number);
+        assert!((means[2 * row] - expected).abs() < 0.02, "row {row}: {means:?} is not {expected}");
+        assert!((votes[2 * row] + votes[2 * row + 1] - 1.0).abs() < 1e-4, "{votes:?}");
+    }
+    // Only the second row has a first class that wins now and then; 0.04 are five standard deviations.
+    assert!((votes[2] - 0.5).abs() < 0.04, "{votes:?}");
+    assert!(votes[0] < 1e-6 && votes[4] < 1e-6, "{votes:?}");
 }

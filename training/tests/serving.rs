@@ -93,6 +93,9 @@ async fn own_embeddings_become_a_model_that_a_server_answers_from() {
     data.succeeds("train", &[&walk[..], &["--config", recipe.to_str().unwrap()]].concat());
     data.succeeds("export", &["--run", "runs/mlp", "--models", "models", "--name", "attribute-mlp"]);
 
+    // The same network of ages, answering many times with random dropout.
+    data.succeeds("export", &["--run", "runs/age", "--models", "models", "--name", "doubtful", "--passes", "64"]);
+
     // A server has a model for pictures too.
     let (models, shipped) = (data.path("models"), Path::new(env!("CARGO_MANIFEST_DIR")).join("../models"));
     fs::create_dir_all(models.join("face-attributes/1")).unwrap();
@@ -114,12 +117,18 @@ async fn own_embeddings_become_a_model_that_a_server_answers_from() {
     let genders = ask("/v1/predict/embeddings?model=gender", json!({ "embeddings": some })).await;
     let by_mlp = ask("/v1/predict/embeddings?model=attribute-mlp", json!({ "embeddings": some })).await;
     let ages = ask("/v1/predict/embeddings?model=age", json!({ "embeddings": some })).await;
+    let doubtful = ask("/v1/predict/embeddings?model=doubtful", json!({ "embeddings": some })).await;
     let groups = ask("/v1/predict/embeddings?model=age-groups", json!({ "embeddings": some })).await;
     let right = |is_right: &dyn Fn(usize) -> bool| (0..40).filter(|index| is_right(*index)).count();
     assert!(right(&|i| genders["results"][i]["gender"]["label"] == gender(&some[i])) >= 34, "{genders}");
     assert!(right(&|i| by_mlp["results"][i]["gender"]["label"] == gender(&some[i])) >= 34, "{by_mlp}");
     let years = |i: usize| ages["results"][i]["age"]["years"].as_f64().unwrap();
     assert!(right(&|i| (years(i) - f64::from(age(&some[i]))).abs() < 15.0) >= 34, "{ages}");
+    let means = |i: usize| doubtful["results"][i]["age"]["years"].as_f64().unwrap();
+    assert!(right(&|i| (means(i) - years(i)).abs() < 15.0) >= 34, "{doubtful}");
+    let entropy = |i: usize| doubtful["results"][i]["vote_entropy"]["age"].as_f64().unwrap();
+    assert!((0..40).all(|i| (0.0..=4.2).contains(&entropy(i))) && right(&|i| entropy(i) > 0.1) > 20, "{doubtful}");
+    assert_eq!(ages["results"][0].get("vote_entropy"), None);
     let group = |i: usize| if age(&some[i]) == 60 { "60-100" } else { "15-20" };
     assert!(right(&|i| groups["results"][i]["age"]["group"] == group(i)) >= 34, "{groups}");
     assert_eq!(groups["results"][0]["age"].get("years"), None);

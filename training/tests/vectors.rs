@@ -111,7 +111,8 @@ fn one_logit_is_served_as_two_probabilities() {
     let run = folder.path().join("run");
     train(&config, &rows, &split, &options(&run), &Manner::Quiet).unwrap();
     let identity = || Identity { name: "smiles".into(), version: "1".into(), description: String::new() };
-    let (path, parity) = model::write(&run, &config, folder.path(), identity(), &rows, &split.validation).unwrap();
+    let (path, parity) =
+        model::write(&run, &config, folder.path(), identity(), &rows, &split.validation, None).unwrap();
     assert_eq!((parity.pictures, path), (32, folder.path().join("smiles/1/model.onnx")));
 
     let store = VarStore::new(Device::Cpu);
@@ -129,9 +130,14 @@ fn one_logit_is_served_as_two_probabilities() {
         assert!((pair[1] - smiling).abs() < 1e-5 && (pair[0] + pair[1] - 1.0).abs() < 1e-5, "{pair:?}, {smiling}");
     }
 
+    let refused = |config: &Config, passes| {
+        let error = model::write(&run, config, folder.path(), identity(), &rows, &split.validation, passes);
+        error.unwrap_err().to_string()
+    };
+    let error = refused(&config, Some(8));
+    assert!(error.starts_with("the network has no dropout"), "{error}");
     config.target = "Attractive".parse().unwrap();
-    let error =
-        model::write(&run, &config, folder.path(), identity(), &rows, &split.validation).unwrap_err().to_string();
+    let error = refused(&config, None);
     assert!(error.starts_with("a server has no task for 'Attractive'"), "{error}");
 }
 

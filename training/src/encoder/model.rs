@@ -93,6 +93,7 @@ fn manifest(config: &Config, graph: &Graph, identity: Identity, tasks: &[(usize,
         values: Values::Probabilities,
         labels: task.labels().iter().map(|label| (*label).to_owned()).collect(),
         point: None,
+        votes: None,
     };
     let manifest = Manifest {
         schema: SCHEMA,

@@ -146,10 +146,9 @@ impl Lesson for Attributes<'_> {
         let faces = Arc::clone(&self.faces);
         ahead(skip..order.len() / batch, self.config.loaders, move |index| {
             let mut made = Batch::new(size, batch);
-            for position in index * batch..(index + 1) * batch {
+            for (position, &face) in order.iter().enumerate().skip(index * batch).take(batch) {
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
                 random.set_stream((u64::from(epoch) << 32) | position as u64);
-                let face = order[position];
                 made.push(&augment::augmented(&faces[face], size, &augmentation, &mut random), face as i64);
             }
             made

@@ -1,5 +1,5 @@
 //! Writes a [`Graph`] with its variables as an ONNX model for inference: dropout vanishes, normalisations are folded into the convolution
-//! or linear layer before them, and heads get a softmax.
+//! or linear layer before them, and heads get a softmax. A network on vectors can also be written to answer many times with random dropout.
 
 use std::collections::HashMap;
 
@@ -55,6 +55,11 @@ pub fn logits_name(head: &str) -> String {
     format!("{head}_logits")
 }
 
+/// Name of the tensor that holds how often each class of a head won, in a network that answers many times.
+pub fn votes_name(head: &str) -> String {
+    format!("{head}_votes")
+}
+
 /// Why a network cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
@@ -105,7 +110,36 @@ pub fn write<S: AsRef<str>>(
     heads: &[S],
     manifest: &str,
 ) -> Result<ModelProto, ExportError> {
-    let sides = sides.into();
+    model(graph, variables, sides.into(), heads, manifest, None)
+}
+
+/// A network on vectors as an ONNX model that answers each row `passes` times with random dropout (Gal & Ghahramani 2016,
+/// arXiv:1506.02142); two runs give two answers.
+///
+/// Each head has its mean probabilities as `<head>` and, as `<head>_votes`, the share of the passes that each class was the most probable
+/// in. All outputs have to be heads.
+///
+/// # Errors
+/// As for [`write`].
+#[expect(clippy::implicit_hasher, reason = "the type is that of `VarStore::variables`")]
+pub fn write_repeated<S: AsRef<str>>(
+    graph: &Graph,
+    variables: &HashMap<String, Tensor>,
+    heads: &[S],
+    passes: u32,
+    manifest: &str,
+) -> Result<ModelProto, ExportError> {
+    model(graph, variables, Sides::None, heads, manifest, Some(i64::from(passes)))
+}
+
+fn model<S: AsRef<str>>(
+    graph: &Graph,
+    variables: &HashMap<String, Tensor>,
+    sides: Sides,
+    heads: &[S],
+    manifest: &str,
+    passes: Option<i64>,
+) -> Result<ModelProto, ExportError> {
     let size = match sides {
         Sides::Fixed(size) | Sides::Dynamic(size) => size,
         Sides::None => 0,
@@ -119,14 +153,17 @@ pub fn write<S: AsRef<str>>(
         }
     }
     let input = graph.input();
-    let mut writer = Writer::new(graph, variables, shapes, is_head);
+    let mut writer = Writer::new(graph, variables, shapes, is_head, passes);
     for (index, node) in graph.nodes().iter().enumerate() {
         if let Some(operator) = writer.layer(index, node)? {
             let value = writer.values[index].clone();
             writer.push(node.name.clone(), operator, value);
         }
     }
-    let outputs = writer.outputs(sides, is_head);
+    let outputs = match passes {
+        None => writer.outputs(sides, is_head),
+        Some(passes) => writer.means(passes),
+    };
 
     Ok(ModelProto {
         ir_version: IR_VERSION,
@@ -168,6 +205,8 @@ struct Writer<'a> {
     values: Vec<String>,
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
+    /// How often each row is answered, where dropout stays random.
+    passes: Option<i64>,
 }
 
 impl<'a> Writer<'a> {
@@ -176,6 +215,7 @@ impl<'a> Writer<'a> {
         variables: &'a HashMap<String, Tensor>,
         shapes: Vec<Shape>,
         is_head: impl Fn(&str) -> bool,
+        passes: Option<i64>,
     ) -> Self {
         let nodes = graph.nodes();
         let mut users = vec![Vec::new(); nodes.len()];
@@ -190,24 +230,48 @@ impl<'a> Writer<'a> {
         let mut values: Vec<String> = nodes.iter().map(|node| format!("/{}", node.name)).collect();
         for output in graph.outputs() {
             folded[output.node.index()] = false;
-            values[output.node.index()] = tensor_name(&output.name, is_head(&output.name));
         }
-        for (index, node) in nodes.iter().enumerate() {
-            if node.layer == Layer::Input {
-                input_name(graph.input()).clone_into(&mut values[index]);
-            } else if matches!(node.layer, Layer::Dropout { .. }) {
-                let same = values[node.inputs[0].index()].clone();
-                values[index] = same;
+        if passes.is_none() {
+            for output in graph.outputs() {
+                values[output.node.index()] = tensor_name(&output.name, is_head(&output.name));
+            }
+            for (index, node) in nodes.iter().enumerate() {
+                if node.layer == Layer::Input {
+                    input_name(graph.input()).clone_into(&mut values[index]);
+                } else if matches!(node.layer, Layer::Dropout { .. }) {
+                    let same = values[node.inputs[0].index()].clone();
+                    values[index] = same;
+                }
             }
         }
-        Self { graph, variables, shapes, folded, values, nodes: Vec::new(), constants: Vec::new() }
+        Self { graph, variables, shapes, folded, values, nodes: Vec::new(), constants: Vec::new(), passes }
     }
 
     /// The operator that computes a node's value; none if the value is another node's or is never needed.
     fn layer(&mut self, index: usize, node: &Node) -> Result<Option<Operator>, ExportError> {
         let inputs: Vec<String> = node.inputs.iter().map(|id| self.values[id.index()].clone()).collect();
         let (kind, inputs, attributes) = match &node.layer {
-            Layer::Input | Layer::Dropout { .. } => return Ok(None),
+            Layer::Input | Layer::Dropout { .. } if self.passes.is_none() => return Ok(None),
+            Layer::Input => {
+                let passes = self.passes.unwrap_or(1);
+                let once = self.integers(format!("{}.axis", node.name), &[0]);
+                let once = vec![input_name(self.graph.input()).to_owned(), once];
+                let once = self.step(node, Operator::new("Unsqueeze", once, vec![]));
+                let times = self.integers(format!("{}.passes", node.name), &[passes, 1, 1]);
+                let repeated = self.step(node, Operator::new("Expand", vec![once, times], vec![]));
+                let rows = self.integers(format!("{}.rows", node.name), &[-1, self.shapes[index].features() as i64]);
+                ("Reshape", vec![repeated, rows], vec![])
+            }
+            Layer::Dropout { p } => {
+                // ONNX Runtime's own dropout does nothing outside of training.
+                let noise = self.step(node, Operator::new("RandomUniformLike", inputs.clone(), vec![]));
+                let ratio = self.floats(format!("{}.ratio", node.name), &[1], &[*p as f32]);
+                let kept = self.step(node, Operator::new("GreaterOrEqual", vec![noise, ratio], vec![]));
+                let kept = self.step(node, Operator::new("Cast", vec![kept], vec![int("to", DataType::Float as i64)]));
+                let scale = self.floats(format!("{}.scale", node.name), &[1], &[(1.0 / (1.0 - p)) as f32]);
+                let scaled = self.step(node, Operator::new("Mul", vec![inputs[0].clone(), scale], vec![]));
+                ("Mul", vec![scaled, kept], vec![])
+            }
             Layer::Conv2d(_) | Layer::Linear(_) if self.folded[index] => return Ok(None),
             Layer::Conv2d(_) | Layer::Linear(_) => return self.affine(node, None).map(Some),
             Layer::BatchNorm(norm) => return self.batch_norm(node, norm).map(Some),
@@ -235,8 +299,7 @@ impl<'a> Writer<'a> {
             }
             Layer::Mul => {
                 let [map, factors] = [inputs[0].clone(), inputs[1].clone()];
-                let axes = [2_i64, 3].iter().flat_map(|axis| axis.to_le_bytes()).collect();
-                let axes = self.constant(format!("{}.axes", node.name), &[2], DataType::Int64, axes);
+                let axes = self.integers(format!("{}.axes", node.name), &[2, 3]);
                 let factors = self.step(node, Operator::new("Unsqueeze", vec![factors, axes], vec![]));
                 ("Mul", vec![map, factors], vec![])
             }
@@ -329,6 +392,33 @@ impl<'a> Writer<'a> {
         outputs
     }
 
+    /// The heads of a network that answers many times: means over the passes of probabilities and of votes.
+    fn means(&mut self, passes: i64) -> Vec<ValueInfoProto> {
+        let graph = self.graph;
+        let mut outputs = Vec::new();
+        for output in graph.outputs() {
+            let (node, shape) = (&graph.nodes()[output.node.index()], self.shapes[output.node.index()]);
+            let (logits, classes) = (self.values[output.node.index()].clone(), shape.features() as i64);
+            let probabilities = self.step(node, Operator::new("Softmax", vec![logits.clone()], vec![int("axis", 1)]));
+            let winners = vec![int("axis", 1), int("keepdims", 0)];
+            let winners = self.step(node, Operator::new("ArgMax", vec![logits], winners));
+            let depth = self.integers(format!("{}.classes", output.name), &[classes]);
+            let no_and_yes = self.floats(format!("{}.no_and_yes", output.name), &[2], &[0.0, 1.0]);
+            let votes = self.step(node, Operator::new("OneHot", vec![winners, depth, no_and_yes], vec![]));
+            let by_pass = self.integers(format!("{}.by_pass", output.name), &[passes, -1, classes]);
+            let axis = self.integers(format!("{}.axis", output.name), &[0]);
+            for (value, name) in [(probabilities, output.name.clone()), (votes, votes_name(&output.name))] {
+                let apart = format!("/{name}/by_pass");
+                let reshape = Operator::new("Reshape", vec![value, by_pass.clone()], vec![]);
+                self.push(apart.clone(), reshape, apart.clone());
+                let mean = Operator::new("ReduceMean", vec![apart, axis.clone()], vec![int("keepdims", 0)]);
+                self.push(name.clone(), mean, name.clone());
+                outputs.push(value_info(&name, shape, Sides::None));
+            }
+        }
+        outputs
+    }
+
     /// An operator that prepares the input of a node's own; returns its value.
     fn step(&mut self, node: &Node, operator: Operator) -> String {
         let name = format!("{}/{}", node.name, operator.kind);
@@ -345,6 +435,10 @@ impl<'a> Writer<'a> {
 
     fn floats(&mut self, name: String, dims: &[usize], data: &[f32]) -> String {
         self.constant(name, dims, DataType::Float, data.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+
+    fn integers(&mut self, name: String, data: &[i64]) -> String {
+        self.constant(name, &[data.len()], DataType::Int64, data.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
     fn constant(&mut self, name: String, dims: &[usize], data_type: DataType, raw_data: Vec<u8>) -> String {

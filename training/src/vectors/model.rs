@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use facewise_core::manifest::{Colour, Head, Input, Kind as ModelKind, Manifest, Provenance, SCHEMA};
+use anyhow::{Context, Result, ensure};
+use facewise_core::manifest::{self, Colour, Head, Input, Kind as ModelKind, Manifest, Provenance, SCHEMA};
 use tch::nn::VarStore;
 use tch::{Device, Tensor, no_grad};
 
@@ -12,11 +12,11 @@ use super::rows::Rows;
 use crate::architectures::attribute_mlp::attribute_mlp;
 use crate::architectures::residual;
 use crate::checkpoint;
-use crate::graph::Graph;
+use crate::graph::{Graph, Layer};
 use crate::lesson;
-use crate::model::{Identity, LOGIT_TOLERANCE, commit, save};
+use crate::model::{Identity, LOGIT_TOLERANCE, commit, place, save};
 use crate::network::Network;
-use crate::onnx::export::{Sides, VECTOR};
+use crate::onnx::export::{self, Sides, VECTOR};
 use crate::onnx::parity::{self, Parity};
 
 /// Most rows that parity is checked on.
@@ -24,9 +24,12 @@ const PARITY_ROWS: usize = 256;
 
 /// Writes a complete run as `<models>/<name>/<version>/`, then runs rows of `held_out` through libtorch and ONNX Runtime and compares.
 ///
+/// With `passes` the model answers each embedding so many times with random dropout and tells the mean and the votes, which is written once
+/// the network as it is has been compared.
+///
 /// # Errors
-/// When the run is not complete, a server has no task for what it learned, a file cannot be written, there is no row, or the engines
-/// disagree.
+/// When the run is not complete, a server has no task for what it learned, a file cannot be written, there is no row, the engines
+/// disagree, or there shall be passes and the network has no dropout.
 pub fn write(
     run: &Path,
     config: &Config,
@@ -34,12 +37,13 @@ pub fn write(
     identity: Identity,
     rows: &Rows,
     held_out: &[usize],
+    passes: Option<u32>,
 ) -> Result<(PathBuf, Parity)> {
     let head = config.target.served().with_context(|| {
         format!("a server has no task for '{}': of CelebA's attributes, Male and Smiling can be served", config.target)
     })?;
     let (graph, variables, network) = served(run, config, rows.features, &head)?;
-    let manifest = manifest(config, &graph, identity, rows.features, head)?;
+    let mut manifest = manifest(config, &graph, identity, rows.features, head)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
     let path = save(&folder, &graph, &variables, Sides::None, &[config.target.head()], &manifest)?;
 
@@ -47,6 +51,17 @@ pub fn write(
     let spread: Vec<usize> = held_out.iter().step_by(step).take(PARITY_ROWS).copied().collect();
     let inputs = rows.examples(&spread, Device::Cpu).inputs;
     let parity = parity::check(&path, &network, [inputs], LOGIT_TOLERANCE)?;
+    if let Some(passes) = passes {
+        let random = graph.nodes().iter().any(|node| matches!(node.layer, Layer::Dropout { p } if p > 0.0));
+        ensure!(random, "the network has no dropout: each of {passes} passes would be the same");
+        for head in &mut manifest.heads {
+            head.votes = Some(export::votes_name(&head.output));
+        }
+        let json = checked(&manifest)?.to_json();
+        let heads = [config.target.head()];
+        let model = export::write_repeated(&graph, &variables.variables(), &heads, passes, &json)?;
+        place(&folder, &model, &json)?;
+    }
     Ok((path, parity))
 }
 
@@ -109,6 +124,10 @@ fn manifest(config: &Config, graph: &Graph, identity: Identity, features: usize,
         },
         metrics: Vec::new(),
     };
-    // The same checks that a server makes.
-    Ok(Manifest::from_json(&manifest.to_json())?)
+    checked(&manifest).map_err(Into::into)
+}
+
+/// The same checks that a server makes.
+fn checked(manifest: &Manifest) -> Result<Manifest, manifest::ManifestError> {
+    Manifest::from_json(&manifest.to_json())
 }

@@ -138,6 +138,7 @@ impl Target {
             values: Values::Probabilities,
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),
             point: (*self == Self::Age).then_some(AgePoint::Median),
+            votes: None,
         })
     }
 }
