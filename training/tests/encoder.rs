@@ -51,7 +51,7 @@ impl Data {
         (config.size, config.batch, config.epochs) = (32, 16, 12);
         config.network.widths = [8, 8, 16, 16];
         config.network.blocks = [1; 4];
-        config.data.set = "faces".to_owned();
+        "faces".clone_into(&mut config.data.set);
         config.data.test = None;
         config.data.attributes = ["Male", "Smiling", "Young"].map(str::to_owned).into();
         config.optimiser.learning_rate = 1e-2;

@@ -249,6 +249,7 @@ mod tests {
             (include_str!("../../configs/celeba-mlp.toml"), 40, 3_517_345),
             (include_str!("../../configs/celeba-mlp-seed.toml"), 40, 3_517_345),
             (include_str!("../../configs/celeba-mlp-seed-short.toml"), 40, 3_517_345),
+            (include_str!("../../configs/celeba-encoder-mlp.toml"), 40, 3_517_345),
         ] {
             let config = Config::parse(text).unwrap();
             assert_eq!(config.graph(features).unwrap().parameters(), parameters, "{}", config.name);
