@@ -32,7 +32,7 @@ venv = $(PYTHON) -m venv --clear $(1) || { echo "facewise: $(PYTHON) could not m
 TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training --
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-cuda test clients conformance conformance-contract conformance-console screenshots lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
+.PHONY: help serve serve-cuda test test-training clients conformance conformance-contract conformance-console screenshots lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
 	export-detector reports bench bench-evaluation bench-latency bench-overload bench-serving bench-training clean
 .PHONY: cargo python c++ nvidia wrk
 
@@ -57,6 +57,12 @@ test: lint onnxruntime clients ## formatting, lints and all tests; fetches ONNX 
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test --all-targets; fi; \
 		set -- "$$@" --locked --workspace $(TESTED); \
 		echo $(CARGO) "$$@"; $(CARGO) "$$@"
+
+test-training: export FACEWISE_DATA := $(abspath $(FACEWISE_DATA))
+test-training: cargo c++ libtorch onnxruntime ## the tests of training, with those that take minutes and need FACEWISE_DATA
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -- nextest run --run-ignored all; last=; \
+		else set -- test --all-targets; last="-- --include-ignored"; fi; \
+		set -- "$$@" --locked --package facewise-training $$last; echo $(CARGO) "$$@"; $(CARGO) "$$@"
 
 clients: $(CLIENTS_VENV)/installed ## installs the clients of others that the server is tested with (170 MB)
 
