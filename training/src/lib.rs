@@ -22,6 +22,7 @@ pub mod model;
 pub mod network;
 pub mod onnx;
 pub mod optimiser;
+pub mod prepare;
 pub mod report;
 pub mod sample;
 pub mod train;

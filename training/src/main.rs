@@ -3,6 +3,7 @@
 mod detector_command;
 mod embeddings_command;
 mod encoder_command;
+mod prepare_command;
 
 use std::env;
 use std::fs;
@@ -24,6 +25,7 @@ use tch::Device;
 use crate::detector_command::DetectorCommand;
 use crate::embeddings_command::EmbeddingsCommand;
 use crate::encoder_command::EncoderCommand;
+use crate::prepare_command::PrepareCommand;
 
 #[derive(Parser)]
 #[command(version, about = "Trains the networks that facewise serves, and writes them as ONNX")]
@@ -43,6 +45,9 @@ enum Command {
     /// Networks on many yes-or-no attributes of a face, for the embeddings they make: train, export
     #[command(subcommand)]
     Encoder(EncoderCommand),
+    /// Make a set as its authors publish it into a folder with manifest.csv and pictures
+    #[command(subcommand)]
+    Prepare(PrepareCommand),
     /// Train a network
     Train {
         /// Recipe; without one that of training/configs/resnet18.toml, or of the run that is continued
@@ -250,6 +255,7 @@ fn main() -> Result<()> {
         Command::Detector(command) => detector_command::run(command)?,
         Command::Embeddings(command) => embeddings_command::run(command)?,
         Command::Encoder(command) => encoder_command::run(command)?,
+        Command::Prepare(command) => prepare_command::run(command)?,
         Command::Train { config, source, run, resume, init, teacher, compute } => {
             let config = match config {
                 Some(path) => Config::read(&path)?,
