@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -171,11 +171,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
     let average_network = Network::new(&averaged.root(), graph).with_precision(options.precision);
     lesson.initialise(&live);
     if let Some(weights) = &options.init {
-        let Inherited { taken, new, left } = checkpoint::start_from(weights, &live)?;
-        if !lesson.quiet() && !(new.is_empty() && left.is_empty()) {
-            let (new, left) = (checkpoint::some(&new), checkpoint::some(&left));
-            eprintln!("{taken} variables are from {}; anew start {new}; left out are {left}", weights.display());
-        }
+        inherit(weights, &live, lesson.quiet())?;
     }
     averaged.copy(&live)?;
     let mut optimiser = lesson.stepper(&live);
@@ -270,6 +266,16 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
     let score = lesson.validate(&average_network, epoch)?;
     fs::rename(run.best(), &weights).with_context(|| format!("cannot write {}", weights.display()))?;
     Ok(score)
+}
+
+/// Starts from a file, and says what is not from it.
+fn inherit(weights: &Path, live: &VarStore, quiet: bool) -> Result<()> {
+    let Inherited { taken, new, left } = checkpoint::start_from(weights, live)?;
+    if !(quiet || new.is_empty() && left.is_empty()) {
+        let (new, left) = (checkpoint::some(&new), checkpoint::some(&left));
+        eprintln!("{taken} variables are from {}; anew start {new}; left out are {left}", weights.display());
+    }
+    Ok(())
 }
 
 /// Whether patience has ended before an epoch.
@@ -394,7 +400,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::collections::BTreeMap;
-    use std::path::Path;
 
     use tch::Kind;
 

@@ -20,11 +20,15 @@ pub(crate) enum PrepareCommand {
         #[arg(long)]
         out: PathBuf,
     },
-    /// ChaLearn 2016, apparent ages: manifest.csv beside the pictures, from picture, mean and deviation
+    #[command(
+        about = "ChaLearn 2016, apparent ages: manifest.csv beside the pictures, from picture, mean and deviation"
+    )]
     ChalearnAges(Parts),
-    /// ChaLearn 2016, Faces of the World: manifest.csv beside the pictures, from picture, box, gender and smile
+    #[command(
+        about = "ChaLearn 2016, Faces of the World: manifest.csv beside the pictures, from picture, box, gender and smile"
+    )]
     ChalearnFaces(Parts),
-    /// IMDB-WIKI: manifest.csv beside the pictures of imdb_crop or wiki_crop
+    #[command(about = "IMDB-WIKI: manifest.csv beside the pictures of imdb_crop or wiki_crop")]
     ImdbWiki {
         /// imdb.mat or wiki.mat
         mat: PathBuf,

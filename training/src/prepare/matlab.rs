@@ -315,7 +315,9 @@ pub(super) mod writing {
                     names.resize(names.len().next_multiple_of(32), 0);
                 }
                 inside.extend(element(INT8, &names));
-                fields.iter().for_each(|(_, value)| inside.extend(matrix("", value)));
+                for (_, value) in fields {
+                    inside.extend(matrix("", value));
+                }
             }
         }
         element(MATRIX, &inside)
