@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use tch::Device;
 use tch::nn::VarStore;
 
-use crate::architectures::residual::residual;
 use crate::config::Config;
 use crate::loader::{self, Batch, Epoch, Mix};
 use crate::loss;
@@ -52,7 +51,7 @@ fn measure(
     precision: Precision,
 ) -> Result<f64> {
     let variables = VarStore::new(device);
-    let network = Network::new(&variables.root(), &residual(&config.network)?).with_precision(precision);
+    let network = Network::new(&variables.root(), &config.graph()?).with_precision(precision);
     let mut optimiser = AdamW::new(&variables, &config.optimiser);
     let mut started = Instant::now();
     for (step, batch) in batches.take(steps + WARM_UP).enumerate() {
@@ -60,9 +59,10 @@ fn measure(
             started = Instant::now();
         }
         let losses = loss::joint(
-            &network.forward(&validate::pixels(&batch, device), Mode::Train),
+            &network.answer(&validate::pixels(&batch, device), Mode::Train),
             &batch.labels,
             &config.loss,
+            &config.age,
             None,
         );
         optimiser.zero_grad();

@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor, no_grad};
 
-use crate::optimiser::{AdamW, sorted};
+use crate::optimiser::{Fall, Optimiser, sorted};
 
 const POSITION: &str = "position";
 const BEST: &str = "best";
 const LOSSES: &str = "losses";
+const FALL: &str = "fall";
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Findings {
     pub best: Option<(u32, f64)>,
     /// Sum and number of each part of the loss in the epoch under way.
     pub losses: Vec<(f64, u64)>,
+    /// How far the learning rate has fallen by the validation loss.
+    pub fall: Fall,
 }
 
 /// Writes everything that continuing needs.
@@ -43,7 +46,7 @@ pub fn save(
     path: &Path,
     live: &VarStore,
     averaged: &VarStore,
-    optimiser: &AdamW,
+    optimiser: &dyn Optimiser,
     position: Position,
     findings: &Findings,
 ) -> Result<()> {
@@ -56,6 +59,10 @@ pub fn save(
     if !losses.is_empty() {
         tensors.push((LOSSES.to_owned(), Tensor::from_slice(&losses)));
     }
+    if findings.fall != Fall::default() {
+        let Fall { share, best, waited } = findings.fall;
+        tensors.push((FALL.to_owned(), Tensor::from_slice(&[share, best, f64::from(waited)])));
+    }
     tensors.extend(named("live", live));
     tensors.extend(named("average", averaged));
     tensors.extend(optimiser.state());
@@ -66,7 +73,12 @@ pub fn save(
 ///
 /// # Errors
 /// When the file is missing, broken, or of another network.
-pub fn load(path: &Path, live: &VarStore, averaged: &VarStore, optimiser: &AdamW) -> Result<(Position, Findings)> {
+pub fn load(
+    path: &Path,
+    live: &VarStore,
+    averaged: &VarStore,
+    optimiser: &dyn Optimiser,
+) -> Result<(Position, Findings)> {
     let tensors = read(path)?;
     let position = tensors.get(POSITION).context("no position")?;
     let numbers = Vec::<i64>::try_from(position.shallow_clone())?;
@@ -81,9 +93,15 @@ pub fn load(path: &Path, live: &VarStore, averaged: &VarStore, optimiser: &AdamW
     let doubles = |name: &str| tensors.get(name).map_or(Ok(Vec::new()), Vec::<f64>::try_from);
     let best = doubles(BEST)?;
     let losses = doubles(LOSSES)?;
+    let fall = doubles(FALL)?;
     let findings = Findings {
         best: best.first_chunk().map(|[epoch, criterion]| (*epoch as u32, *criterion)),
         losses: losses.as_chunks().0.iter().map(|[sum, n]| (*sum, *n as u64)).collect(),
+        fall: fall.first_chunk().map_or_else(Fall::default, |[share, best, waited]| Fall {
+            share: *share,
+            best: *best,
+            waited: *waited as u32,
+        }),
     };
     Ok((position, findings))
 }
@@ -124,21 +142,88 @@ pub fn load_weights(path: &Path, variables: &VarStore) -> Result<()> {
     fill(sorted(variables).into_iter(), &read(path)?).with_context(|| format!("in {}", path.display()))
 }
 
-/// Starts from the weights of another run, which may be of a shallower network: variables that the file lacks keep their values. Returns
-/// how many those are. New residual blocks begin as the identity, so a network that got deeper computes what the shallower one did.
+/// What a network took over from a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// Variables that have the file's values.
+    pub taken: usize,
+    /// Variables that start anew: the file has none of this name, or of a head one of another shape.
+    pub new: Vec<String>,
+    /// What the file has beside: heads of other networks.
+    pub left: Vec<String>,
+}
+
+/// Starts from the weights of another run or of torchvision. Variables that the file lacks keep their values: new residual blocks begin as
+/// the identity, so a network that got deeper computes what the shallower one did. Heads start anew where theirs do not fit; torchvision's
+/// (`fc`, `classifier`) and those of tasks that this network does not answer are left out.
 ///
 /// # Errors
-/// When the file is missing or broken, or holds a variable that the network has not, or has in another shape.
-pub fn start_from(path: &Path, variables: &VarStore) -> Result<usize> {
-    let found = read(path)?;
-    let (known, new): (Vec<_>, Vec<_>) = sorted(variables).into_iter().partition(|(name, _)| found.contains_key(name));
-    let describe = || format!("in {}", path.display());
-    if known.len() < found.len() {
-        let stranger = found.keys().filter(|name| !known.iter().any(|(known, _)| known == *name)).min();
-        bail!("{}: the network has no `{}`", describe(), stranger.map_or("", String::as_str));
+/// When the file is missing or broken, nothing in it fits, or a variable of its trunk is not the network's or has another shape there; all
+/// that are missing, surplus, or of another shape are listed.
+pub fn start_from(path: &Path, variables: &VarStore) -> Result<Inherited> {
+    let mut found = read(path)?;
+    // torchvision counts the batches that a normalisation has seen.
+    found.retain(|name, _| !name.ends_with(".num_batches_tracked"));
+    let (mut fitting, mut inherited, mut others) = (Vec::new(), Inherited::default(), Vec::new());
+    let own = sorted(variables);
+    for (name, variable) in &own {
+        match found.get(name) {
+            Some(tensor) if tensor.size() == variable.size() => fitting.push((name.clone(), variable.shallow_clone())),
+            Some(tensor) => {
+                let shapes = format!("{name} {:?} instead of {:?}", tensor.size(), variable.size());
+                if is_head(name) { inherited.new.push(shapes) } else { others.push(shapes) }
+            }
+            None => inherited.new.push(name.clone()),
+        }
     }
-    fill(known.into_iter(), &found).with_context(describe)?;
-    Ok(new.len())
+    let mut surplus: Vec<String> =
+        found.into_keys().filter(|name| !own.iter().any(|(known, _)| known == name)).collect();
+    surplus.sort();
+    let strangers = surplus.iter().any(|name| !is_head(name));
+    inherited.left = surplus;
+    inherited.taken = fitting.len();
+    if strangers || !others.is_empty() || fitting.is_empty() {
+        bail!(
+            "{} is of another network: {} variables fit; missing are {}; surplus are {}; of another shape are {}",
+            path.display(),
+            fitting.len(),
+            some(&inherited.new),
+            some(&inherited.left),
+            some(&others)
+        );
+    }
+    let found = read(path)?;
+    fill(fitting.into_iter(), &found).with_context(|| format!("in {}", path.display()))?;
+    Ok(inherited)
+}
+
+/// Writes the weights without their heads, for a training that shall begin with new ones.
+///
+/// # Errors
+/// When the file cannot be read or written, or holds nothing but heads.
+pub fn trunk(path: &Path, out: &Path) -> Result<()> {
+    let mut kept: Vec<(String, Tensor)> =
+        read(path)?.into_iter().filter(|(name, _)| !name.starts_with(HEADS)).collect();
+    ensure!(!kept.is_empty(), "{} holds nothing but heads", path.display());
+    kept.sort_by(|(a, _), (b, _)| a.cmp(b));
+    write(out, &kept)
+}
+
+const HEADS: &str = "heads.";
+
+/// Whether a variable belongs to what answers the tasks, here or in torchvision, and not to what the answers are made from.
+fn is_head(name: &str) -> bool {
+    [HEADS, "fc.", "classifier."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// The first of several names, and how many there are beside.
+pub(crate) fn some(names: &[String]) -> String {
+    const TOLD: usize = 12;
+    match names.len() {
+        0 => "none".to_owned(),
+        n if n <= TOLD => names.join(", "),
+        n => format!("{} and {} more", names[..TOLD].join(", "), n - TOLD),
+    }
 }
 
 /// The mean of the weights of several runs of one network, which is often better than each of them (Wortsman et al. 2022, model soups).
@@ -207,6 +292,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::optimiser::AdamW;
 
     fn store(value: f64, width: i64) -> VarStore {
         let store = VarStore::new(Device::Cpu);
@@ -248,7 +334,8 @@ mod tests {
         let mut optimiser = AdamW::new(&live, &config);
         step(&live, &mut optimiser, 1);
         let position = Position { epoch: 3, batch: 7, step: 99 };
-        let findings = Findings { best: Some((2, 0.1 + 0.2)), losses: vec![(1.5, 7), (0.0, 0)] };
+        let fall = Fall { share: 0.01, best: 0.3, waited: 4 };
+        let findings = Findings { best: Some((2, 0.1 + 0.2)), losses: vec![(1.5, 7), (0.0, 0)], fall };
         save(&path, &live, &averaged, &optimiser, position, &findings).expect("written");
         step(&live, &mut optimiser, 2);
 
@@ -270,5 +357,72 @@ mod tests {
         assert_eq!(values(&same), [[0.5; 3]; 2]);
         let error = load_weights(&path, &store(0.0, 4)).expect_err("another shape");
         assert!(format!("{error:#}").contains("`weight` has shape [2, 3] instead of [2, 4]"), "{error:#}");
+    }
+
+    /// As torchvision names the variables of a small network: a trunk, counters, and a head for 1000 classes.
+    fn torchvision(path: &Path, trunk: &[(&str, &[i64])]) {
+        let ones = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let mut tensors: Vec<(String, Tensor)> =
+            trunk.iter().map(|(name, size)| ((*name).to_owned(), ones(size))).collect();
+        tensors.push(("fc.weight".to_owned(), ones(&[1000, 3])));
+        tensors.push(("bn1.num_batches_tracked".to_owned(), Tensor::from(7_i64)));
+        write(path, &tensors).expect("written");
+    }
+
+    fn network() -> VarStore {
+        let store = VarStore::new(Device::Cpu);
+        for (name, size) in [("conv1", [4, 3]), ("heads", [2, 4])] {
+            let path = store.root() / name;
+            let path = if name == "heads" { path / "smile" } else { path };
+            let _weight = path.var("weight", &size, Init::Const(0.5));
+        }
+        store
+    }
+
+    #[test]
+    fn torchvision_s_weights_give_the_trunk_and_leave_the_heads() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("weights.safetensors");
+        torchvision(&path, &[("conv1.weight", &[4, 3])]);
+        let store = network();
+        let inherited = start_from(&path, &store).expect("fits");
+        let expected =
+            Inherited { taken: 1, new: vec!["heads.smile.weight".to_owned()], left: vec!["fc.weight".to_owned()] };
+        assert_eq!(inherited, expected);
+        let values = |name: &str| Vec::<Vec<f32>>::try_from(store.variables()[name].detach()).expect("a matrix");
+        assert_eq!(values("conv1.weight"), [[1.0; 3]; 4]);
+        assert_eq!(values("heads.smile.weight"), [[0.5; 4]; 2]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_listed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("weights.safetensors");
+        let error = |trunk: &[(&str, &[i64])]| {
+            torchvision(&path, trunk);
+            start_from(&path, &network()).expect_err("refused").to_string()
+        };
+        let text = error(&[("conv1.weight", &[8, 3]), ("conv2.weight", &[1])]);
+        for part in [
+            "0 variables fit",
+            "missing are heads.smile.weight",
+            "surplus are conv2.weight, fc.weight",
+            "of another shape are conv1.weight [8, 3] instead of [4, 3]",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let text = error(&[("conv1.weight", &[4, 3]), ("conv2.weight", &[1])]);
+        assert!(text.contains("1 variables fit") && text.ends_with("of another shape are none"), "{text}");
+        assert!(error(&[]).contains("missing are conv1.weight, heads.smile.weight"));
+    }
+
+    #[test]
+    fn heads_can_be_replaced() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (whole, trunk_alone) = (folder.path().join("whole"), folder.path().join("trunk"));
+        save_weights(&whole, &network()).expect("written");
+        assert_eq!(start_from(&whole, &network()).expect("fits").taken, 2);
+        trunk(&whole, &trunk_alone).expect("written");
+        assert_eq!(start_from(&trunk_alone, &network()).expect("fits").new, ["heads.smile.weight"]);
     }
 }

@@ -6,7 +6,10 @@ use anyhow::{Context, Result, ensure};
 use facewise_core::task::Task;
 use serde::{Deserialize, Serialize};
 
-use crate::architectures::residual::ResidualConfig;
+use crate::age::AgeConfig;
+use crate::architectures::multitask::MultitaskConfig;
+use crate::architectures::residual::{ResidualConfig, residual_with};
+use crate::graph::{Graph, GraphError};
 
 /// One training run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,9 +26,15 @@ pub struct Config {
     /// Threads that make batches beside the threads of libtorch.
     pub loaders: usize,
     /// The network.
-    pub network: ResidualConfig,
+    pub network: NetworkConfig,
+    /// How the age is learned.
+    #[serde(default, skip_serializing_if = "AgeConfig::is_default")]
+    pub age: AgeConfig,
     /// The optimiser and its schedule.
     pub optimiser: OptimiserConfig,
+    /// Descent with momentum instead of `AdamW`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sgd: Option<SgdConfig>,
     /// The losses of the tasks.
     pub loss: LossConfig,
     /// How much a teacher counts, where there is one.
@@ -34,6 +43,51 @@ pub struct Config {
     pub augmentation: AugmentationConfig,
     /// The labelled sets.
     pub data: Vec<DataConfig>,
+}
+
+/// Which network, by its `kind`: a trunk of [`MultitaskConfig`], or `residual`, which is meant without a word.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, try_from = "toml::Table")]
+pub enum NetworkConfig {
+    /// [`residual_with`].
+    Residual(ResidualConfig),
+    /// [`MultitaskConfig::graph`].
+    Multitask(MultitaskConfig),
+}
+
+impl TryFrom<toml::Table> for NetworkConfig {
+    type Error = toml::de::Error;
+
+    fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
+        match table.get("kind").and_then(toml::Value::as_str) {
+            None | Some("residual") => {
+                table.remove("kind");
+                table.try_into().map(Self::Residual)
+            }
+            Some(_) => table.try_into().map(Self::Multitask),
+        }
+    }
+}
+
+impl NetworkConfig {
+    /// Builds the network for pictures of `size × size`, with a head for this way of learning the age.
+    ///
+    /// # Errors
+    /// A configuration of which no network can be built.
+    pub fn graph(&self, size: u32, age: &AgeConfig) -> Result<Graph, GraphError> {
+        match self {
+            Self::Residual(config) => residual_with(config, age),
+            Self::Multitask(config) => config.graph(size as usize, age),
+        }
+    }
+
+    /// Leaves only the heads of these tasks.
+    pub fn keep(&mut self, tasks: &[Task]) {
+        match self {
+            Self::Residual(config) => config.heads.retain(|head| tasks.iter().any(|task| task.name() == head.name)),
+            Self::Multitask(config) => config.tasks.retain(|task| tasks.contains(task)),
+        }
+    }
 }
 
 /// A number of epochs at one input size: small pictures first save most of the time (Tan & Le 2021, `EfficientNetV2`).
@@ -62,6 +116,20 @@ pub struct OptimiserConfig {
     pub clip_norm: f64,
     /// Decay a step of the exponential moving average that is evaluated and exported.
     pub ema_decay: f64,
+}
+
+/// Stochastic gradient descent with momentum, at the rate, decay and clipping of [`OptimiserConfig`]; all variables decay. The rate falls
+/// besides when the validation loss no longer does. With `warmup_steps = 0`, `final_share = 1.0`, `clip_norm = inf` and `ema_decay = 0.0`
+/// nothing else changes it, which is the recipe of the published multitask networks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SgdConfig {
+    /// Share of the last step's velocity that is kept.
+    pub momentum: f64,
+    /// Epochs without a lower validation loss that are borne.
+    pub patience: u32,
+    /// What the rate is multiplied by after more of them.
+    pub factor: f64,
 }
 
 /// Weights and targets of the tasks' losses; each is a mean over the samples labelled for its task.
@@ -137,6 +205,18 @@ pub struct DataConfig {
     pub repeat: f64,
 }
 
+impl LossConfig {
+    /// Weight of a task's loss.
+    pub fn weight(&self, task: Task) -> f64 {
+        match task {
+            Task::Age => self.age,
+            Task::Gender => self.gender,
+            Task::Smile => self.smile,
+            Task::Emotion => self.emotion,
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks a configuration.
     ///
@@ -152,7 +232,15 @@ impl Config {
     /// # Errors
     /// As for [`Config::read`].
     pub fn parse(text: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text)?;
+        toml::from_str::<Self>(text)?.checked()
+    }
+
+    /// The configuration, if it can be trained.
+    ///
+    /// # Errors
+    /// When a value is out of range, or the network cannot be built.
+    pub fn checked(self) -> Result<Self> {
+        let config = self;
         ensure!(!config.stages.is_empty(), "`stages` is empty");
         ensure!(
             config.stages.iter().all(|stage| (16..=512).contains(&stage.size)),
@@ -176,7 +264,48 @@ impl Config {
         }
         ensure!(config.augmentation.scale >= 1.0, "`augmentation.scale` is a factor of at least 1");
         ensure!((0.0..1.0).contains(&config.optimiser.ema_decay), "`optimiser.ema_decay` is not in 0..1");
+        config.check_network()?;
         Ok(config)
+    }
+
+    /// Whether the network can be built, sees pictures of every stage, and has a head for each task that is taught.
+    fn check_network(&self) -> Result<()> {
+        let graph = self.graph().context("`network`")?;
+        for stage in &self.stages {
+            graph.shapes(stage.size as usize).context("`network`")?;
+        }
+        let tasks = answered(&graph);
+        for head in graph.outputs() {
+            let expected = tasks.iter().find(|task| task.name() == head.name).map(|task| task.classes());
+            let found = graph.shapes(self.size() as usize)?[head.node.index()].features();
+            ensure!(
+                expected.is_none_or(|expected| expected == found),
+                "`network`: the head `{}` has {found} outputs instead of {}",
+                head.name,
+                expected.unwrap_or_default()
+            );
+        }
+        ensure!(!tasks.is_empty(), "`network` has a head for no task");
+        for data in &self.data {
+            for task in &data.tasks {
+                ensure!(tasks.contains(task), "set `{}` teaches `{task}`, for which the network has no head", data.set);
+            }
+        }
+        if self.distillation.is_some() {
+            ensure!(
+                self.age.is_logits() && tasks == Task::ALL,
+                "`distillation` needs a network with heads for all tasks, and logits of the age"
+            );
+        }
+        Ok(())
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// A configuration of which no network can be built.
+    pub fn graph(&self) -> Result<Graph, GraphError> {
+        self.network.graph(self.size(), &self.age)
     }
 
     /// Side of the input that is served.
@@ -193,6 +322,11 @@ impl Config {
     pub fn size_in(&self, epoch: u32) -> u32 {
         size_in(&self.stages, epoch)
     }
+}
+
+/// The tasks that a network answers, in the order of [`Task::ALL`].
+pub fn answered(graph: &Graph) -> Vec<Task> {
+    Task::ALL.into_iter().filter(|task| graph.outputs().iter().any(|output| output.name == task.name())).collect()
 }
 
 /// Epochs of all stages.
@@ -224,6 +358,58 @@ mod tests {
         let config = Config::parse(DEFAULT).expect("valid");
         assert_eq!(config.size_in(0), config.stages[0].size);
         assert_eq!(config.size_in(config.epochs() - 1), config.size());
+    }
+
+    #[test]
+    fn shipped_recipes_of_multitask_networks_are_valid() {
+        let shipped = [
+            include_str!("../configs/alexnet.toml"),
+            include_str!("../configs/alexnet-seed.toml"),
+            include_str!("../configs/resnet18.toml"),
+            include_str!("../configs/resnet18-seed.toml"),
+            include_str!("../configs/resnet50.toml"),
+            include_str!("../configs/densenet121.toml"),
+            include_str!("../configs/dex.toml"),
+            include_str!("../configs/ssr-net.toml"),
+        ];
+        for text in shipped {
+            let config = Config::parse(text).expect("valid");
+            let written = toml::to_string_pretty(&config).expect("plain data");
+            let again = Config::parse(&written).unwrap_or_else(|error| panic!("{}: {error:#}", config.name));
+            assert_eq!(again.network, config.network);
+            assert_eq!(again.optimiser.clip_norm.is_finite(), config.sgd.is_none(), "TOML knows infinity");
+        }
+    }
+
+    /// What a run writes into its folder must be what it was started with, also by a program that knew no other networks.
+    #[test]
+    fn a_residual_network_is_written_without_its_kind() {
+        let config = Config::parse(DEFAULT).expect("valid");
+        let written = toml::to_string_pretty(&config).expect("plain data");
+        assert!(!written.contains("kind") && !written.contains("[age]"), "{written}");
+        let named = DEFAULT.replace("[network]", "[network]\nkind = \"residual\"");
+        assert_eq!(Config::parse(&named).expect("valid").network, config.network);
+    }
+
+    #[test]
+    fn a_network_is_chosen_by_its_kind() {
+        const START: &str = include_str!("../configs/default-start.toml");
+        let (before, rest) = START.split_once("[network]").expect("there");
+        let (_, after) = rest.split_once("\n\n").expect("it ends");
+        let parse = |network: &str| Config::parse(&format!("{before}{network}\n{after}"));
+        let config = parse("[network]\nkind = \"resnet18\"\ndivisor = 8\n[age]\nmethod = \"ordinal\"").expect("valid");
+        let again = Config::parse(&toml::to_string_pretty(&config).expect("plain data")).expect("valid");
+        assert_eq!((&again.network, again.age), (&config.network, AgeConfig::Ordinal));
+        let error = |text: &str| format!("{:#}", parse(text).expect_err(text));
+        for (text, message) in [
+            ("[network]\nkind = \"resnet19\"", "resnet19"),
+            ("[network]\nkind = \"resnet18\"\nwidths = [1]", "widths"),
+            ("[network]\nkind = \"ssr-net\"", "an SSR-Net needs `tasks"),
+            ("[network]\nkind = \"resnet18\"\ntasks = [\"smile\"]", "teaches `age`, for which the network has no head"),
+            ("[network]\nkind = \"alexnet\"", "at 48 px: a window of 3 does not fit into 2"),
+        ] {
+            assert!(error(text).contains(message), "{text}: {}", error(text));
+        }
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use facewise_core::picture::{self, Limits};
+use facewise_core::crop;
+use facewise_core::geometry::{Rect, Similarity};
+use facewise_core::picture::{self, Limits, RgbImage};
 use facewise_core::task::AGES;
 use facewise_evaluation::{Dataset, Filter, Row};
 use rayon::prelude::*;
 
-use crate::config::{Config, DataConfig};
+use crate::config::{Config, DataConfig, answered};
 use crate::loader::Mix;
 use crate::sample::{self, Labels, PackWriter, Sample};
 
@@ -81,6 +83,39 @@ impl Source {
     }
 }
 
+/// One row in so many is held out of a folder that does not tell which.
+const HOLD_OUT: usize = 10;
+
+/// A recipe for one set of somebody's own: a folder with `manifest.csv` and pictures. The network keeps its heads for tasks that have a
+/// column; where a column `split` has `train` and `val` they are kept to, and without it every tenth row is held out.
+///
+/// # Errors
+/// When the folder is no set.
+pub fn own(mut config: Config, folder: &Path) -> Result<(Config, Source)> {
+    let folder = folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))?;
+    let dataset = Dataset::open(&folder)?;
+    let name = folder.file_name().and_then(|name| name.to_str()).context("the folder needs a name in UTF-8")?;
+    let root = folder.parent().context("the folder lies nowhere")?.to_owned();
+    let split = dataset.column("split").ok();
+    let has = |part: &str| split.is_some_and(|column| dataset.rows().iter().any(|row| row.cell(column) == part));
+    let (train, validation) = (has("train"), has("val"));
+    config.network.keep(dataset.tasks());
+    let tasks = answered(&config.graph().with_context(|| format!("{} has no label to learn", folder.display()))?);
+    let data = DataConfig {
+        set: name.to_owned(),
+        filter: if train { "split=train" } else { "" }.to_owned(),
+        validation: (train && validation).then(|| "split=val".to_owned()),
+        hold_out: (!(train && validation)).then_some(HOLD_OUT),
+        tasks,
+        repeat: 1.0,
+    };
+    let chosen = dataset.select(&Filter::parse(&data.filter)?)?.len();
+    let taught = if data.hold_out.is_some() { chosen - chosen / HOLD_OUT } else { chosen };
+    config.batch = config.batch.min(taught).max(2);
+    config.data = vec![data];
+    Ok((config.checked()?, Source::Sets(root)))
+}
+
 /// Reads all sets of a configuration and writes them as parts; the number of samples and parts of each is told to `report`.
 ///
 /// # Errors
@@ -136,6 +171,10 @@ fn read(root: &Path, data: &DataConfig, resolution: u32) -> Result<Split> {
     let votes = VOTE_COLUMNS.map(|column| dataset.column(column).ok());
     let sample = |row: &Row| -> Result<Sample> {
         let picture = picture::decode(&dataset.read(row)?, Limits::default())?;
+        let picture = match (row.landmarks, row.region) {
+            (None, Some(face)) => around(&picture, face, resolution),
+            _ => picture,
+        };
         Ok(Sample::new(picture, row.landmarks, labels(row, &votes).only(&data.tasks), resolution))
     };
     let samples = |rows: Vec<&Row>| {
@@ -144,6 +183,14 @@ fn read(root: &Path, data: &DataConfig, resolution: u32) -> Result<Split> {
         rows.into_par_iter().map(read).collect::<Result<Vec<_>>>()
     };
     Ok(Split { train: samples(train)?, validation: samples(validation)? })
+}
+
+/// The square around a face of which only the box is known, at most `resolution` pixels wide.
+fn around(picture: &RgbImage, face: Rect, resolution: u32) -> RgbImage {
+    let side = face.width.max(face.height).max(1.0);
+    let (x, y) = (face.x + (face.width - side) / 2.0, face.y + (face.height - side) / 2.0);
+    let pixels = (side.ceil() as u32).min(resolution);
+    crop::crop(picture, &Similarity::onto_square(x, y, side), pixels)
 }
 
 /// A row's labels as the loss takes them.
@@ -174,7 +221,7 @@ mod tests {
     use std::fmt::Write as _;
     use std::fs;
 
-    use image::RgbImage;
+    use facewise_core::task::Task;
 
     use super::*;
     use crate::config::Config;
@@ -224,6 +271,37 @@ mod tests {
         let (packed, packed_validation) = Source::Packs(packs.clone()).load(&config()).expect("readable");
         assert!(packed.samples == mix.samples && packed_validation == validation);
         assert!(Source::Packs(packs).validation(&config()).expect("readable") == validation);
+    }
+
+    #[test]
+    fn a_box_is_enough_to_find_the_face() {
+        let picture = RgbImage::from_fn(90, 60, |x, y| {
+            if (30..60).contains(&x) && (20..40).contains(&y) { image::Rgb([255; 3]) } else { image::Rgb([0; 3]) }
+        });
+        let face = around(&picture, Rect { x: 35.0, y: 20.0, width: 20.0, height: 20.0 }, 64);
+        assert_eq!(face.dimensions(), (20, 20));
+        assert!(face.pixels().all(|pixel| pixel[0] > 250), "nothing but the face");
+        let wide = around(&picture, Rect { x: 30.0, y: 20.0, width: 30.0, height: 20.0 }, 15);
+        assert_eq!((wide.dimensions(), wide.get_pixel(7, 7)[0], wide.get_pixel(7, 0)[0]), ((15, 15), 255, 0));
+    }
+
+    #[test]
+    fn a_folder_of_one_s_own_decides_what_is_learned() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        set(root.path());
+        let folder = root.path().join("faces");
+        let recipe = || Config::parse(include_str!("../configs/resnet18.toml")).expect("valid");
+        let (config, source) = own(recipe(), &folder).expect("a set");
+        assert_eq!(answered(&config.graph().expect("valid")), [Task::Age, Task::Gender]);
+        assert_eq!((config.batch, config.data[0].filter.as_str()), (6, "split=train"));
+        let (mix, validation) = source.load(&config).expect("readable");
+        assert_eq!((mix.samples.len(), validation.len()), (6, 0), "the seventh is for tests, a tenth is not there");
+
+        let manifest = fs::read_to_string(folder.join("manifest.csv")).expect("there");
+        fs::write(folder.join("manifest.csv"), manifest.replace("test", "val")).expect("written");
+        let (config, source) = own(recipe(), &folder).expect("a set");
+        assert_eq!(source.validation(&config).expect("readable").len(), 1);
+        assert!(own(recipe(), &root.path().join("nowhere")).is_err());
     }
 
     #[test]

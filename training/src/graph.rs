@@ -5,7 +5,7 @@ mod builder;
 mod layer;
 
 pub use builder::GraphBuilder;
-pub use layer::{Activation, BatchNorm, Conv2d, Layer, Linear, Shape, Window};
+pub use layer::{Activation, Affine, BatchNorm, Conv2d, Layer, Linear, Ordinal, Shape, Window};
 
 /// One node of a [`Graph`]; nodes only refer to nodes before them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,6 +97,9 @@ pub enum GraphError {
     /// Two nodes or two outputs share a name.
     #[error("the name {0} is used twice")]
     Name(String),
+    /// The network has not the heads that were asked for.
+    #[error("{0}")]
+    Heads(String),
     /// A graph without outputs computes nothing.
     #[error("the network has no outputs")]
     NoOutputs,
@@ -146,21 +149,7 @@ impl Graph {
     /// # Errors
     /// The first layer that cannot work at this size.
     pub fn shapes(&self, size: usize) -> Result<Vec<Shape>, GraphError> {
-        let mut shapes = Vec::with_capacity(self.nodes.len());
-        for node in &self.nodes {
-            let shape = if node.layer == Layer::Input {
-                self.input.shape(size)
-            } else {
-                let inputs: Vec<Shape> = node.inputs.iter().map(|id| shapes[id.0]).collect();
-                node.layer.shape(&inputs).map_err(|reason| GraphError::Shape {
-                    node: node.name.clone(),
-                    size,
-                    reason,
-                })?
-            };
-            shapes.push(shape);
-        }
-        Ok(shapes)
+        shapes(self.input, &self.nodes, size)
     }
 
     /// Trainable numbers; the running statistics of normalisations are not counted.
@@ -179,10 +168,25 @@ impl Graph {
                 channels * height * width * (c.inputs / c.groups) * c.kernel * c.kernel
             }
             (Layer::Linear(linear), _) => linear.inputs * linear.outputs,
+            (Layer::Ordinal(ordinal), _) => ordinal.inputs,
             _ => 0,
         };
         Ok(self.nodes.iter().zip(&shapes).map(|pair| cost(pair) as u64).sum())
     }
+}
+
+fn shapes(input: Input, nodes: &[Node], size: usize) -> Result<Vec<Shape>, GraphError> {
+    let mut shapes = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let shape = if node.layer == Layer::Input {
+            input.shape(size)
+        } else {
+            let inputs: Vec<Shape> = node.inputs.iter().map(|id| shapes[id.0]).collect();
+            node.layer.shape(&inputs).map_err(|reason| GraphError::Shape { node: node.name.clone(), size, reason })?
+        };
+        shapes.push(shape);
+    }
+    Ok(shapes)
 }
 
 #[cfg(test)]

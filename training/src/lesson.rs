@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,11 +12,11 @@ use serde::Serialize;
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
-use crate::checkpoint::{self, Findings, Position};
+use crate::checkpoint::{self, Findings, Inherited, Position};
 use crate::config::OptimiserConfig;
 use crate::graph::Graph;
 use crate::network::{Network, Precision};
-use crate::optimiser::{self, AdamW};
+use crate::optimiser::{self, AdamW, Optimiser, Plateau};
 
 /// Time between checkpoints within an epoch.
 const CHECKPOINT_EVERY: Duration = Duration::from_mins(3);
@@ -101,6 +101,18 @@ pub trait Lesson {
     fn optimiser(&self, variables: &VarStore) -> AdamW {
         AdamW::new(variables, &self.plan().optimiser)
     }
+    /// What steps along the gradient.
+    fn stepper(&self, variables: &VarStore) -> Box<dyn Optimiser> {
+        Box::new(self.optimiser(variables))
+    }
+    /// How the learning rate falls by the validation loss, beside its schedule.
+    fn plateau(&self) -> Option<Plateau> {
+        None
+    }
+    /// The validation loss, of a lesson with a [`Lesson::plateau`].
+    fn validation_loss(_score: &Self::Score) -> Option<f64> {
+        None
+    }
     /// The learning rate at a step, counted from 1.
     fn learning_rate(&self, plan: &Plan, step: u64) -> f64 {
         optimiser::learning_rate(&plan.optimiser, step, plan.batches as u64 * u64::from(plan.epochs))
@@ -159,13 +171,10 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
     let average_network = Network::new(&averaged.root(), graph).with_precision(options.precision);
     lesson.initialise(&live);
     if let Some(weights) = &options.init {
-        let new = checkpoint::start_from(weights, &live)?;
-        if new > 0 {
-            eprintln!("{new} variables are not in {} and start anew", weights.display());
-        }
+        inherit(weights, &live, lesson.quiet())?;
     }
     averaged.copy(&live)?;
-    let mut optimiser = lesson.optimiser(&live);
+    let mut optimiser = lesson.stepper(&live);
 
     let run = Run::open(options, config, &columns::<L>())?;
     if !lesson.quiet() {
@@ -173,7 +182,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
     }
     let (mut position, mut findings) = (Position::default(), Findings::default());
     if options.resume {
-        (position, findings) = checkpoint::load(&run.checkpoint(), &live, &averaged, &optimiser)?;
+        (position, findings) = checkpoint::load(&run.checkpoint(), &live, &averaged, &*optimiser)?;
         run.forget_from(position.epoch)?;
     }
     let mut last = None;
@@ -199,7 +208,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
             }
             optimiser.zero_grad();
             losses.total.backward();
-            optimiser.step(step, lesson.learning_rate(&plan, step));
+            optimiser.step(step, lesson.learning_rate(&plan, step) * findings.fall.share);
             optimiser::average(&averaged, &live, plan.optimiser.ema_decay, step);
 
             for (mean, loss) in means.iter_mut().zip(&losses.parts) {
@@ -213,7 +222,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
             if saved.elapsed() > CHECKPOINT_EVERY {
                 let position = Position { epoch: number, batch: index + 1, step };
                 findings.losses = means.iter().map(|mean| (mean.sum, mean.n)).collect();
-                checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, position, &findings)?;
+                checkpoint::save(&run.checkpoint(), &live, &averaged, &*optimiser, position, &findings)?;
                 saved = Instant::now();
             }
         }
@@ -234,10 +243,13 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
                 checkpoint::save_weights(&run.best(), &averaged)?;
             }
         }
+        if let (Some(plateau), Some(loss)) = (lesson.plateau(), L::validation_loss(&score)) {
+            findings.fall = findings.fall.after(loss, plateau);
+        }
         run.record(&cells.join(","), lesson.quiet())?;
         findings.losses.clear();
         let next = Position { epoch: number + 1, batch: 0, step: u64::from(number + 1) * plan.batches as u64 };
-        checkpoint::save(&run.checkpoint(), &live, &averaged, &optimiser, next, &findings)?;
+        checkpoint::save(&run.checkpoint(), &live, &averaged, &*optimiser, next, &findings)?;
         let ends = lesson.ends(number, &score)?;
         last = Some(score);
         if ends {
@@ -254,6 +266,16 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
     let score = lesson.validate(&average_network, epoch)?;
     fs::rename(run.best(), &weights).with_context(|| format!("cannot write {}", weights.display()))?;
     Ok(score)
+}
+
+/// Starts from a file, and says what is not from it.
+fn inherit(weights: &Path, live: &VarStore, quiet: bool) -> Result<()> {
+    let Inherited { taken, new, left } = checkpoint::start_from(weights, live)?;
+    if !(quiet || new.is_empty() && left.is_empty()) {
+        let (new, left) = (checkpoint::some(&new), checkpoint::some(&left));
+        eprintln!("{taken} variables are from {}; anew start {new}; left out are {left}", weights.display());
+    }
+    Ok(())
 }
 
 /// Whether patience has ended before an epoch.
@@ -378,17 +400,20 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::collections::BTreeMap;
-    use std::path::Path;
 
     use tch::Kind;
 
     use super::*;
     use crate::graph::{Conv2d, GraphBuilder, InputSpec, Linear};
     use crate::network::Mode;
+    use crate::optimiser::Sgd;
 
     /// Learns to answer the mean of a picture of noise; one epoch may be without a loss, as in a run that breaks off.
+    #[derive(Default)]
     struct Noise {
         broken: Option<u32>,
+        /// Descent with momentum, at a rate that falls whenever an epoch is no better.
+        descends: bool,
     }
 
     #[test]
@@ -422,6 +447,24 @@ mod tests {
 
         fn size(&self, _epoch: u32) -> u32 {
             8
+        }
+
+        fn stepper(&self, variables: &VarStore) -> Box<dyn Optimiser> {
+            let optimiser = self.plan().optimiser;
+            if self.descends {
+                Box::new(Sgd::new(variables, &optimiser, 0.9))
+            } else {
+                Box::new(self.optimiser(variables))
+            }
+        }
+
+        fn plateau(&self) -> Option<Plateau> {
+            self.descends.then_some(Plateau { patience: 0, factor: 0.1 })
+        }
+
+        /// Never lower than at first: the rate falls after the second epoch.
+        fn validation_loss(_score: &f64) -> Option<f64> {
+            Some(1.0)
         }
 
         /// Tests run beside each other and share libtorch's random numbers: none of them here.
@@ -475,22 +518,38 @@ mod tests {
     }
 
     #[test]
+    fn descent_goes_on_with_its_velocity_and_its_fallen_rate() {
+        tch::set_num_threads(1);
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+        let lesson = |broken| Noise { broken, descends: true };
+        learned(&lesson(None), &whole, false).unwrap();
+        learned(&lesson(Some(2)), &broken, false).unwrap_err();
+        let text = |run: &Path| fs::read(run.join("checkpoint.safetensors")).unwrap();
+        assert!(String::from_utf8_lossy(&text(&broken)).contains("\"fall\""), "the rate has been judged");
+        learned(&lesson(None), &broken, true).unwrap();
+        assert!(text(&whole) == text(&broken), "variables, velocities and the fall are the same to the bit");
+        learned(&Noise::default(), &folder.path().join("adamw"), false).unwrap();
+        assert!(text(&whole) != text(&folder.path().join("adamw")));
+    }
+
+    #[test]
     fn a_run_that_broke_off_goes_on_as_if_nothing_had_happened() {
         tch::set_num_threads(1);
         let folder = tempfile::tempdir().unwrap();
         let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
-        let score = learned(&Noise { broken: None }, &whole, false).unwrap();
+        let score = learned(&Noise::default(), &whole, false).unwrap();
 
-        let error = learned(&Noise { broken: Some(1) }, &broken, false).unwrap_err().to_string();
+        let error = learned(&Noise { broken: Some(1), ..Noise::default() }, &broken, false).unwrap_err().to_string();
         assert!(error.contains("the loss is NaN in epoch 1, batch 0"), "{error}");
-        assert!(learned(&Noise { broken: None }, &broken, false).is_err(), "the folder holds a run");
+        assert!(learned(&Noise::default(), &broken, false).is_err(), "the folder holds a run");
         assert!(check(&named("noise"), &options(&broken, true)).is_ok());
         for (name, run, resume) in
             [("other", &broken, true), ("noise", &broken, false), ("noise", &folder.path().join("none"), true)]
         {
             assert!(check(&named(name), &options(run, resume)).is_err(), "before any data are read");
         }
-        let resumed = learned(&Noise { broken: None }, &broken, true).unwrap();
+        let resumed = learned(&Noise::default(), &broken, true).unwrap();
         assert!((score - resumed).abs() < f64::EPSILON);
         assert_eq!(fs::read(whole.join(WEIGHTS)).unwrap(), fs::read(broken.join(WEIGHTS)).unwrap());
 

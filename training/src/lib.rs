@@ -5,6 +5,7 @@
 //! [`lesson`], [`train`]); what came out is scored ([`validate`]) and written for serving ([`onnx`], [`model`]). The face [`detector`] goes
 //! the same way with data, loss and scores of its own, and so do the [`encoder`] of many attributes and networks on [`vectors`].
 
+pub mod age;
 pub mod architectures;
 pub mod augment;
 pub mod bench;
@@ -21,6 +22,7 @@ pub mod model;
 pub mod network;
 pub mod onnx;
 pub mod optimiser;
+pub mod prepare;
 pub mod report;
 pub mod sample;
 pub mod train;

@@ -3,7 +3,9 @@
 use facewise_core::task::{AGES, Task};
 use tch::{Device, Kind, Tensor};
 
+use crate::age::{AgeConfig, cross_entropy};
 use crate::config::{DistillationConfig, LossConfig};
+use crate::network::Outputs;
 use crate::sample::{Labels, answer};
 
 /// Losses of one step; a task without labelled samples in the batch has none.
@@ -15,37 +17,30 @@ pub struct Losses {
     pub tasks: [Tensor; 4],
 }
 
-/// The joint loss of logits in the order of [`Task::ALL`].
+/// The joint loss of a network's answers.
 pub fn joint(
-    logits: &[Tensor],
+    outputs: &Outputs,
     labels: &[Labels],
     config: &LossConfig,
+    age: &AgeConfig,
     distillation: Option<&DistillationConfig>,
 ) -> Losses {
-    let device = logits[0].device();
+    let device = outputs.device();
     let mut total = Tensor::zeros([], (Kind::Float, device));
     let tasks = Task::ALL.map(|task| {
-        let logits = &logits[task as usize];
-        let Some(targets) = Targets::new(task, labels, config, distillation, device) else {
+        let answered = outputs.get(task.name());
+        let targets = answered.and_then(|_| Targets::new(task, labels, config, distillation, device));
+        let (Some(answered), Some(targets)) = (answered, targets) else {
             return Tensor::from(f32::NAN);
         };
-        let mean = |losses: Tensor| (losses * &targets.weights).sum(Kind::Float) / targets.weights.sum(Kind::Float);
-        let logits = logits.index_select(0, &targets.rows);
-        let log_probabilities = logits.log_softmax(-1, Kind::Float);
-        let cross_entropies = -(&targets.distribution * &log_probabilities);
-        let cross_entropy = mean(cross_entropies.sum_dim_intlist([-1].as_slice(), false, Kind::Float));
-        let (weight, loss) = match task {
-            Task::Age => {
-                let years = Tensor::arange(AGES as i64, (Kind::Float, device));
-                let expected = log_probabilities.exp().matmul(&years);
-                let true_mean = targets.distribution.matmul(&years);
-                let error = mean((expected - true_mean).abs());
-                (config.age, cross_entropy + error * config.age_mean)
+        let (weight, losses) = match task {
+            Task::Age => (config.weight(task), age.loss(&outputs.rows(&targets.rows), &targets.distribution, config)),
+            Task::Gender | Task::Smile | Task::Emotion => {
+                let logits = answered.index_select(0, &targets.rows);
+                (config.weight(task), cross_entropy(&logits, &targets.distribution))
             }
-            Task::Gender => (config.gender, cross_entropy),
-            Task::Smile => (config.smile, cross_entropy),
-            Task::Emotion => (config.emotion, cross_entropy),
         };
+        let loss = (losses * &targets.weights).sum(Kind::Float) / targets.weights.sum(Kind::Float);
         total = &total + &loss * weight;
         loss.detach()
     });
@@ -124,7 +119,12 @@ fn mix(target: &mut [f32], other: &[f32], share: f32) {
 }
 
 /// A normal distribution around the true age over 0..=100 years, cut at both ends and normalised.
+/// Without a deviation it is the nearest year alone.
 pub(crate) fn around(age: f32, sd: f32) -> Vec<f32> {
+    if sd <= 0.0 {
+        let nearest = age.round() as usize;
+        return (0..AGES).map(|year| f32::from(year == nearest)).collect();
+    }
     let weights: Vec<f32> = (0..AGES).map(|year| (-0.5 * ((year as f32 - age) / sd).powi(2)).exp()).collect();
     let sum: f32 = weights.iter().sum();
     weights.into_iter().map(|weight| weight / sum).collect()
@@ -146,24 +146,22 @@ mod tests {
         emotion_votes: 0.5,
     };
 
-    fn logits(n: i64) -> Vec<Tensor> {
-        Task::ALL
-            .iter()
-            .map(|task| Tensor::zeros([n, task.classes() as i64], (Kind::Float, Device::Cpu)).set_requires_grad(true))
-            .collect()
+    fn logits(n: i64) -> Outputs {
+        let zeros = |task: Task| Tensor::zeros([n, task.classes() as i64], (Kind::Float, Device::Cpu));
+        Task::ALL.iter().map(|task| (task.name().to_owned(), zeros(*task).set_requires_grad(true))).collect()
     }
 
     #[test]
     fn only_labelled_samples_count() {
         let labels = [Labels { gender: Some(1), ..Labels::default() }, Labels::default()];
         let logits = logits(2);
-        let losses = joint(&logits, &labels, &CONFIG, None);
+        let losses = joint(&logits, &labels, &CONFIG, &AgeConfig::Classes, None);
         let gender = losses.tasks[Task::Gender as usize].double_value(&[]);
         assert!((gender - 2f64.ln()).abs() < 1e-6, "{gender}");
         assert!((losses.total.double_value(&[]) - 2.0 * 2f64.ln()).abs() < 1e-5, "weighted");
         assert!(losses.tasks[Task::Smile as usize].double_value(&[]).is_nan());
         losses.total.backward();
-        let gradient = Vec::<Vec<f32>>::try_from(logits[Task::Gender as usize].grad()).expect("two by two");
+        let gradient = Vec::<Vec<f32>>::try_from(logits.get("gender").expect("a head").grad()).expect("two by two");
         assert!(gradient[0][1] < 0.0 && gradient[1] == [0.0, 0.0], "{gradient:?}");
     }
 
@@ -193,7 +191,7 @@ mod tests {
         assert_eq!(rows, [[0.375, 0.625], [0.75, 0.25], [1.0, 0.0]]);
         assert_eq!(Vec::<f32>::try_from(targets.weights).expect("weights"), [1.0, 0.25, 1.0]);
 
-        let losses = joint(&logits(4), &labels, &CONFIG, Some(&distillation));
+        let losses = joint(&logits(4), &labels, &CONFIG, &AgeConfig::Classes, Some(&distillation));
         assert!((losses.tasks[Task::Gender as usize].double_value(&[]) - 2f64.ln()).abs() < 1e-6, "a weighted mean");
     }
 
@@ -203,5 +201,8 @@ mod tests {
         let mean: f32 = target.iter().enumerate().map(|(year, p)| year as f32 * p).sum();
         assert!((mean - 40.0).abs() < 1e-3 && (target.iter().sum::<f32>() - 1.0).abs() < 1e-5);
         assert!(around(0.0, 2.5).iter().sum::<f32>() > 0.999);
+        let alone = around(31.6, 0.0);
+        assert_eq!(alone.iter().position(|share| *share > 0.0), Some(32), "the nearest year");
+        assert!((alone.iter().sum::<f32>() - 1.0).abs() < 1e-6);
     }
 }

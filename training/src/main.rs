@@ -3,6 +3,7 @@
 mod detector_command;
 mod embeddings_command;
 mod encoder_command;
+mod prepare_command;
 
 use std::env;
 use std::fs;
@@ -14,7 +15,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use facewise_evaluation::report::Report;
 use facewise_training::architectures::residual::ResidualConfig;
-use facewise_training::config::{Config, Stage};
+use facewise_training::config::{Config, NetworkConfig, Stage};
 use facewise_training::data::{self, Source};
 use facewise_training::model::{self, Identity};
 use facewise_training::network::Precision;
@@ -24,6 +25,7 @@ use tch::Device;
 use crate::detector_command::DetectorCommand;
 use crate::embeddings_command::EmbeddingsCommand;
 use crate::encoder_command::EncoderCommand;
+use crate::prepare_command::PrepareCommand;
 
 #[derive(Parser)]
 #[command(version, about = "Trains the networks that facewise serves, and writes them as ONNX")]
@@ -43,10 +45,14 @@ enum Command {
     /// Networks on many yes-or-no attributes of a face, for the embeddings they make: train, export
     #[command(subcommand)]
     Encoder(EncoderCommand),
+    /// Make a set as its authors publish it into a folder with manifest.csv and pictures
+    #[command(subcommand)]
+    Prepare(PrepareCommand),
     /// Train a network
     Train {
+        /// Recipe; without one that of training/configs/resnet18.toml, or of the run that is continued
         #[arg(long)]
-        config: PathBuf,
+        config: Option<PathBuf>,
         #[command(flatten)]
         source: SourceArgs,
         /// Folder of the run: configuration, figures per epoch, checkpoints, weights
@@ -55,7 +61,8 @@ enum Command {
         /// Continue the run from its checkpoint
         #[arg(long)]
         resume: bool,
-        /// Start from these weights of the same network or one with fewer blocks, as `export --weights` writes them
+        /// Start from these weights: of another run, as `export --weights` writes them, also of a network with fewer blocks or
+        /// other heads, or of torchvision (safetensors)
         #[arg(long, conflicts_with = "resume")]
         init: Option<PathBuf>,
         /// Weights of the same network, whose answers are learned beside the labels as `[distillation]` says
@@ -63,6 +70,13 @@ enum Command {
         teacher: Option<PathBuf>,
         #[command(flatten)]
         compute: ComputeArgs,
+    },
+    /// Write the weights of a run without their heads, to start with new ones by `train --init`
+    Trunk {
+        weights: PathBuf,
+        /// Where they are written
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Average the weights of several runs of one network
     Average {
@@ -156,12 +170,19 @@ struct SourceArgs {
     /// Folder with packed parts
     #[arg(long)]
     pack: Option<PathBuf>,
+    /// Folder with one set of your own: manifest.csv and pictures, instead of the sets of the recipe
+    #[arg(long)]
+    folder: Option<PathBuf>,
 }
 
 impl SourceArgs {
-    fn source(self) -> Result<Source> {
-        let sets = self.data.map(Source::Sets);
-        sets.or_else(|| self.pack.map(Source::Packs)).context("give --data or --pack")
+    /// Where the samples of a recipe come from, and the recipe for them.
+    fn of(self, config: Config) -> Result<(Config, Source)> {
+        match self {
+            Self { folder: Some(folder), .. } => data::own(config, &folder),
+            Self { data: Some(root), .. } => Ok((config, Source::Sets(root))),
+            Self { pack, .. } => Ok((config, Source::Packs(pack.context("give --data, --pack or --folder")?))),
+        }
     }
 }
 
@@ -234,16 +255,23 @@ fn main() -> Result<()> {
         Command::Detector(command) => detector_command::run(command)?,
         Command::Embeddings(command) => embeddings_command::run(command)?,
         Command::Encoder(command) => encoder_command::run(command)?,
+        Command::Prepare(command) => prepare_command::run(command)?,
         Command::Train { config, source, run, resume, init, teacher, compute } => {
-            let config = Config::read(&config)?;
+            let config = match config {
+                Some(path) => Config::read(&path)?,
+                None if resume => Config::read(&run.join(lesson::CONFIG))?,
+                None => Config::parse(include_str!("../configs/resnet18.toml"))?,
+            };
+            let (config, source) = source.of(config)?;
             let (device, precision) = compute.prepare()?;
             let options = lesson::Options { run, resume, init, device, precision };
             lesson::check(&config, &options)?;
-            let (mix, validation) = source.source()?.load(&config)?;
+            let (mix, validation) = source.load(&config)?;
             eprintln!("{} samples an epoch, {} held out", mix.epoch_len(), validation.len());
             let figures = train::train(&config, mix, &validation, teacher.as_deref(), &options)?;
             println!("{}", serde_json::to_string_pretty(&figures)?);
         }
+        Command::Trunk { weights, out } => checkpoint::trunk(&weights, &out)?,
         Command::Average { weights, out } => checkpoint::average(&weights, &out)?,
         Command::Pack { config, data, out, part_mib } => {
             let config = Config::read(&config)?;
@@ -253,7 +281,8 @@ fn main() -> Result<()> {
         }
         Command::Export { run, source, models, name, model_version, description, weights } => {
             let config = Config::read(&run.join(lesson::CONFIG))?;
-            let samples = source.source()?.validation(&config)?;
+            let (config, source) = source.of(config)?;
+            let samples = source.validation(&config)?;
             let identity = Identity { name, version: model_version, description };
             let (path, parity) = model::write(&run, &models, identity, &samples, weights.as_deref())?;
             println!("{}", path.display());
@@ -279,7 +308,12 @@ fn main() -> Result<()> {
         }
         Command::Bench { config, batch, size, steps, pack, compute } => {
             let stages = vec![Stage { size, epochs: 1 }];
-            let config = Config { batch, stages, network: ResidualConfig::default(), ..Config::read(&config)? };
+            let config = Config {
+                batch,
+                stages,
+                network: NetworkConfig::Residual(ResidualConfig::default()),
+                ..Config::read(&config)?
+            };
             let (device, precision) = compute.prepare()?;
             let mut figures = serde_json::json!({
                 "pictures_per_second": bench::random(&config, steps, device, precision)?, "batch": batch, "size": size,

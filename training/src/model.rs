@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use facewise_core::decode::AgePoint;
 use facewise_core::geometry::Template;
 use facewise_core::manifest::{Colour, Head, Input, Kind, Manifest, Measurement, Provenance, SCHEMA, Values};
 use facewise_core::task::Task;
@@ -15,9 +14,8 @@ use prost::Message;
 use tch::Device;
 use tch::nn::VarStore;
 
-use crate::architectures::residual::residual;
 use crate::checkpoint;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::graph::Graph;
 use crate::lesson;
 use crate::network::Network;
@@ -31,7 +29,7 @@ use crate::validate;
 /// Largest difference allowed between a logit of libtorch and of ONNX Runtime.
 pub const LOGIT_TOLERANCE: f32 = 1e-4;
 
-/// Fewest real crops that parity is checked on.
+/// Real crops that parity is checked on, where so many are held out; of fewer, all.
 pub const PARITY_PICTURES: usize = 256;
 
 /// What a model is called.
@@ -48,7 +46,7 @@ pub struct Identity {
 /// Writes a complete run as `<models>/<name>/<version>/`, and its weights in 16-bit floats where `weights` says, then runs real crops through libtorch and ONNX Runtime and compares.
 ///
 /// # Errors
-/// When the run is not complete, a file cannot be written, fewer than [`PARITY_PICTURES`] samples are given, or the engines disagree.
+/// When the run is not complete, a file cannot be written, no samples are given, or the engines disagree.
 pub fn write(
     run: &Path,
     models: &Path,
@@ -56,16 +54,18 @@ pub fn write(
     samples: &[Sample],
     weights: Option<&Path>,
 ) -> Result<(PathBuf, Parity)> {
-    ensure!(samples.len() >= PARITY_PICTURES, "parity needs {PARITY_PICTURES} crops, there are {}", samples.len());
+    ensure!(!samples.is_empty(), "nothing is held out that libtorch and ONNX Runtime could be compared on");
     let config = Config::read(&run.join(lesson::CONFIG))?;
-    let graph = residual(&config.network)?;
+    let graph = config.graph()?;
     let (variables, network) = finished(run, &graph, weights)?;
     let manifest = manifest(&config, &graph, identity)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
-    let heads: Vec<&str> = Task::ALL.iter().map(|task| task.name()).collect();
+    let is_logits = |task: &Task| *task != Task::Age || config.age.is_logits();
+    let tasks = config::answered(&graph);
+    let heads: Vec<&str> = tasks.iter().filter(|task| is_logits(task)).map(|task| task.name()).collect();
     let path = save(&folder, &graph, &variables, config.size() as usize, &heads, &manifest)?;
 
-    let step = samples.len() / PARITY_PICTURES;
+    let step = (samples.len() / PARITY_PICTURES).max(1);
     let spread: Vec<Sample> = samples.iter().step_by(step).take(PARITY_PICTURES).cloned().collect();
     let batches = validate::plain_batches(&spread, config.size()).map(|batch| validate::pixels(&batch, Device::Cpu));
     let parity = parity::check(&path, &network, batches, LOGIT_TOLERANCE)?;
@@ -186,14 +186,14 @@ fn measurement(report: &Report) -> Measurement {
 }
 
 fn manifest(config: &Config, graph: &Graph, identity: Identity) -> Result<Manifest> {
-    let heads = Task::ALL.map(|task| Head {
+    let head = |task: Task| Head {
         task,
         output: task.name().to_owned(),
         values: Values::Probabilities,
         labels: task.labels().iter().map(|label| (*label).to_owned()).collect(),
-        point: (task == Task::Age).then_some(AgePoint::Median),
+        point: (task == Task::Age).then_some(config.age.point()),
         votes: None,
-    });
+    };
     let manifest = Manifest {
         schema: SCHEMA,
         name: identity.name,
@@ -209,7 +209,7 @@ fn manifest(config: &Config, graph: &Graph, identity: Identity) -> Result<Manife
             sd: validate::NORMALISATION.1,
             template: Some(Template::FACE),
         },
-        heads: heads.into(),
+        heads: config::answered(graph).into_iter().map(head).collect(),
         decoder: None,
         outputs: Vec::new(),
         provenance: Provenance {

@@ -1,9 +1,9 @@
 //! Runs a [`Graph`] in libtorch: creates its variables, computes its outputs, and lets autograd differentiate them.
 
 use tch::nn::{Init, Path};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::graph::{Activation, BatchNorm, Conv2d, Graph, Layer, Linear, NodeId};
+use crate::graph::{Activation, Affine, BatchNorm, Conv2d, Graph, Layer, Linear, NodeId, Ordinal};
 
 /// Whether a pass is for learning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,37 @@ pub struct Network {
     /// For each node whether it is a rectifier that may write over its input.
     in_place: Vec<bool>,
     precision: Precision,
+}
+
+/// What a network answers, by the names of its outputs; fp32, the first dimension being the pictures.
+#[derive(Debug)]
+pub struct Outputs(Vec<(String, Tensor)>);
+
+impl FromIterator<(String, Tensor)> for Outputs {
+    fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(outputs: I) -> Self {
+        Self(outputs.into_iter().collect())
+    }
+}
+
+impl Outputs {
+    /// The output of a name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, values)| values)
+    }
+
+    /// The rows with these numbers, int64 `[n]`.
+    #[must_use]
+    pub fn rows(&self, rows: &Tensor) -> Self {
+        self.0.iter().map(|(name, values)| (name.clone(), values.index_select(0, rows))).collect()
+    }
+
+    /// Where the values lie.
+    ///
+    /// # Panics
+    /// Never of a network: it has outputs.
+    pub fn device(&self) -> Device {
+        self.0[0].1.device()
+    }
 }
 
 /// The variables of one layer.
@@ -93,6 +124,11 @@ impl Network {
         }
     }
 
+    /// As [`Network::forward`], with the names of the outputs.
+    pub fn answer(&self, pixels: &Tensor, mode: Mode) -> Outputs {
+        self.graph.outputs().iter().map(|output| output.name.clone()).zip(self.forward(pixels, mode)).collect()
+    }
+
     fn run(&self, pixels: &Tensor, train: bool) -> Vec<Tensor> {
         let mut values: Vec<Option<Tensor>> = Vec::with_capacity(self.variables.len());
         for (index, (node, variables)) in self.graph.nodes().iter().zip(&self.variables).enumerate() {
@@ -130,6 +166,23 @@ impl Variables {
                 weight: path.var("weight", &[*outputs as i64, *inputs as i64], Init::Randn { mean: 0.0, stdev: 0.01 }),
                 bias: bias.then(|| path.zeros("bias", &[*outputs as i64])),
             },
+            // The constants begin as if all ranks were equally likely.
+            Layer::Ordinal(Ordinal { inputs, thresholds }) => {
+                let bias = path.zeros("bias", &[*thresholds as i64]);
+                let ranks = *thresholds as f32 + 1.0;
+                let above = (1..=*thresholds).map(|rank| 1.0 - rank as f32 / ranks);
+                let scores: Vec<f32> = above.map(|above| (above / (1.0 - above)).ln()).collect();
+                tch::no_grad(|| bias.shallow_clone().copy_(&Tensor::from_slice(&scores)));
+                let weight = path.var("weight", &[1, *inputs as i64], Init::Randn { mean: 0.0, stdev: 0.01 });
+                Self::Weight { weight, bias: Some(bias) }
+            }
+            Layer::Affine(affine @ Affine { weight, bias }) => {
+                let size = [affine.outputs(), affine.inputs()].map(|n| n as i64);
+                Self::Weight {
+                    weight: Tensor::from_slice(weight).view(size).to_device(path.device()),
+                    bias: Some(Tensor::from_slice(bias).to_device(path.device())),
+                }
+            }
             Layer::BatchNorm(BatchNorm { features, zero_init, .. }) => {
                 let size = [*features as i64];
                 Self::Norm {
@@ -155,6 +208,12 @@ fn apply(layer: &Layer, variables: &Variables, inputs: &[&Tensor], train: bool) 
         (Layer::Linear(_), Variables::Weight { weight, bias }, [x]) => {
             x.linear(&weight.to_kind(x.kind()), bias.as_ref().map(|b| b.to_kind(x.kind())))
         }
+        (Layer::Ordinal(_), Variables::Weight { weight, bias: Some(bias) }, [x]) => {
+            x.to_kind(Kind::Float).linear::<Tensor>(weight, None) + descending(bias)
+        }
+        (Layer::Affine(_), Variables::Weight { weight, bias }, [x]) => {
+            x.to_kind(Kind::Float).linear(weight, bias.as_ref())
+        }
         (Layer::BatchNorm(norm), Variables::Norm { weight, bias, mean, variance }, [x]) => {
             x.batch_norm(Some(weight), Some(bias), Some(mean), Some(variance), train, norm.momentum, norm.eps, true)
         }
@@ -178,6 +237,7 @@ fn apply(layer: &Layer, variables: &Variables, inputs: &[&Tensor], train: bool) 
         (Layer::Add, _, [a, b]) => *a + *b,
         (Layer::Mul, _, [a, b]) if a.dim() == b.dim() => *a * *b,
         (Layer::Mul, _, [map, factors]) => *map * factors.unsqueeze(-1).unsqueeze(-1),
+        (Layer::Div, _, [a, b]) => *a / *b,
         (Layer::Concat, _, parts) => Tensor::cat(parts, 1),
         (Layer::Dropout { p }, _, [x]) => x.dropout(*p, train),
         (Layer::Softmax, _, [x]) => x.softmax(1, None),
@@ -187,6 +247,11 @@ fn apply(layer: &Layer, variables: &Variables, inputs: &[&Tensor], train: bool) 
         }
         _ => unreachable!("GraphBuilder::finish has checked the number of inputs of {layer:?}"),
     }
+}
+
+/// The constants of ordered thresholds in their order.
+pub(crate) fn descending(bias: &Tensor) -> Tensor {
+    bias.sort(0, true).0
 }
 
 /// The same values with the channels of a pixel side by side, which is what the CPU's convolutions are fast on; they keep the layout.
@@ -236,8 +301,8 @@ fn dying(graph: &Graph) -> Vec<Vec<NodeId>> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use tch::nn;
     use tch::nn::{OptimizerConfig, VarStore};
-    use tch::{Device, nn};
 
     use super::*;
     use crate::architectures::residual::{ResidualConfig, residual};

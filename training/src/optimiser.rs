@@ -1,4 +1,5 @@
-//! `AdamW` with its state in plain tensors, so that a run resumes exactly; its schedule; and the average of the weights.
+//! `AdamW` and plain descent with momentum, their state in plain tensors, so that a run resumes exactly; schedules; and the average of the
+//! weights.
 
 use tch::nn::VarStore;
 use tch::{Kind, Tensor, no_grad};
@@ -8,6 +9,16 @@ use crate::config::OptimiserConfig;
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
+
+/// What steps along the gradient.
+pub trait Optimiser {
+    /// Forgets the gradients.
+    fn zero_grad(&mut self);
+    /// One step along the gradients. `step` counts from 1.
+    fn step(&mut self, step: u64, learning_rate: f64);
+    /// The state by name, for a checkpoint.
+    fn state(&self) -> Vec<(String, Tensor)>;
+}
 
 /// `AdamW` (Loshchilov & Hutter 2019, algorithm 2) on the trainable variables of a store.
 #[derive(Debug)]
@@ -63,18 +74,12 @@ impl AdamW {
     /// One step along the gradients, clipped to the configured norm. `step` counts from 1.
     pub fn step(&mut self, step: u64, learning_rate: f64) {
         no_grad(|| {
-            let gradients: Vec<Tensor> = self.parameters.iter().map(|parameter| parameter.value.grad()).collect();
-            let norms: Vec<Tensor> = gradients.iter().filter(|gradient| gradient.defined()).map(Tensor::norm).collect();
-            let norm = Tensor::stack(&norms, 0).norm().double_value(&[]);
-            let clip = (self.config.clip_norm / (norm + 1e-6)).min(1.0);
+            let gradients = clipped(self.parameters.iter().map(|parameter| &parameter.value), self.config.clip_norm);
             let power = i32::try_from(step).unwrap_or(i32::MAX);
             let (correction1, correction2) = (1.0 - BETA1.powi(power), 1.0 - BETA2.powi(power));
-            for (parameter, mut gradient) in self.parameters.iter_mut().zip(gradients) {
+            for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
                 if !gradient.defined() {
                     continue;
-                }
-                if clip < 1.0 {
-                    let _ = gradient.g_mul_scalar_(clip);
                 }
                 let _ = parameter.first.lerp_(&gradient, 1.0 - BETA1);
                 let _ = parameter.second.g_mul_scalar_(BETA2);
@@ -101,6 +106,124 @@ impl AdamW {
                 ]
             })
             .collect()
+    }
+}
+
+impl Optimiser for AdamW {
+    fn zero_grad(&mut self) {
+        Self::zero_grad(self);
+    }
+
+    fn step(&mut self, step: u64, learning_rate: f64) {
+        Self::step(self, step, learning_rate);
+    }
+
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Self::state(self)
+    }
+}
+
+/// Stochastic gradient descent with momentum, as `PyTorch` does it: `v ← momentum · v + (gradient + decay · value)`, `value −= rate · v`. All
+/// variables decay.
+#[derive(Debug)]
+pub struct Sgd {
+    config: OptimiserConfig,
+    momentum: f64,
+    /// Name, value and velocity.
+    parameters: Vec<(String, Tensor, Tensor)>,
+}
+
+impl Sgd {
+    /// An optimiser of all trainable variables. Of `config` the weight decay and the largest norm of the gradient count.
+    pub fn new(variables: &VarStore, config: &OptimiserConfig, momentum: f64) -> Self {
+        let parameters = sorted(variables)
+            .into_iter()
+            .filter(|(_, value)| value.requires_grad())
+            .map(|(name, value)| (name, value.shallow_clone(), value.zeros_like().detach()))
+            .collect();
+        Self { config: config.clone(), momentum, parameters }
+    }
+}
+
+impl Optimiser for Sgd {
+    fn zero_grad(&mut self) {
+        for (_, value, _) in &mut self.parameters {
+            value.zero_grad();
+        }
+    }
+
+    fn step(&mut self, _step: u64, learning_rate: f64) {
+        no_grad(|| {
+            let gradients = clipped(self.parameters.iter().map(|(_, value, _)| value), self.config.clip_norm);
+            for ((_, value, velocity), gradient) in self.parameters.iter_mut().zip(gradients) {
+                if gradient.defined() {
+                    let _ = velocity.g_mul_scalar_(self.momentum);
+                    *velocity += gradient + &*value * self.config.weight_decay;
+                    *value -= &*velocity * learning_rate;
+                }
+            }
+        });
+    }
+
+    fn state(&self) -> Vec<(String, Tensor)> {
+        let velocity =
+            |(name, _, velocity): &(String, Tensor, Tensor)| (format!("velocity.{name}"), velocity.shallow_clone());
+        self.parameters.iter().map(velocity).collect()
+    }
+}
+
+/// The gradients of the variables, scaled down together to a norm of at most `limit`; those that there are not stay undefined.
+fn clipped<'a>(values: impl Iterator<Item = &'a Tensor>, limit: f64) -> Vec<Tensor> {
+    let mut gradients: Vec<Tensor> = values.map(Tensor::grad).collect();
+    let norms: Vec<Tensor> = gradients.iter().filter(|gradient| gradient.defined()).map(Tensor::norm).collect();
+    let norm = Tensor::stack(&norms, 0).norm().double_value(&[]);
+    let clip = (limit / (norm + 1e-6)).min(1.0);
+    if clip < 1.0 {
+        for gradient in gradients.iter_mut().filter(|gradient| gradient.defined()) {
+            let _ = gradient.g_mul_scalar_(clip);
+        }
+    }
+    gradients
+}
+
+/// How a learning rate falls when the validation loss no longer does: `ReduceLROnPlateau` of `PyTorch`, with its threshold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plateau {
+    /// Epochs without a lower loss that are borne.
+    pub patience: u32,
+    /// What the rate is multiplied by after more of them.
+    pub factor: f64,
+}
+
+/// How far a rate has fallen by a [`Plateau`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fall {
+    /// What the rate is multiplied by.
+    pub share: f64,
+    /// The lowest loss so far.
+    pub best: f64,
+    /// Epochs since then, or since the last fall.
+    pub waited: u32,
+}
+
+impl Default for Fall {
+    fn default() -> Self {
+        Self { share: 1.0, best: f64::INFINITY, waited: 0 }
+    }
+}
+
+impl Fall {
+    /// What follows from the validation loss of one more epoch.
+    #[must_use]
+    pub fn after(self, loss: f64, plateau: Plateau) -> Self {
+        const THRESHOLD: f64 = 1e-4;
+        if loss < self.best * (1.0 - THRESHOLD) {
+            return Self { best: loss, waited: 0, ..self };
+        }
+        if self.waited < plateau.patience {
+            return Self { waited: self.waited + 1, ..self };
+        }
+        Self { share: self.share * plateau.factor, waited: 0, ..self }
     }
 }
 
@@ -207,5 +330,33 @@ mod tests {
         average(&averaged, &live, 0.9, 1_000_000);
         let value = sorted(&averaged)[0].1.double_value(&[0]);
         assert!((value - 0.1).abs() < 1e-6, "{value}");
+    }
+
+    /// By hand: gradient 2w, momentum 0.9, decay 0.5, rate 0.1.
+    #[test]
+    fn descent_with_momentum_is_that_of_pytorch() {
+        let store = VarStore::new(Device::Cpu);
+        let weight = store.root().var("weight", &[1], Init::Const(1.0));
+        let mut sgd =
+            Sgd::new(&store, &OptimiserConfig { weight_decay: 0.5, clip_norm: f64::INFINITY, ..config() }, 0.9);
+        let mut values = Vec::new();
+        for step in 1..=2 {
+            sgd.zero_grad();
+            (&weight * &weight).sum(Kind::Float).backward();
+            sgd.step(step, 0.1);
+            values.push(weight.double_value(&[0]));
+        }
+        // v = 2.5, w = 0.75; v = 0.9 · 2.5 + 2.5 · 0.75 = 4.125, w = 0.3375.
+        assert!((values[0] - 0.75).abs() < 1e-6 && (values[1] - 0.3375).abs() < 1e-6, "{values:?}");
+        assert_eq!(sgd.state()[0].0, "velocity.weight");
+    }
+
+    #[test]
+    fn the_rate_falls_after_more_epochs_than_its_patience() {
+        let plateau = Plateau { patience: 2, factor: 0.1 };
+        let fall = [1.0, 0.5, 0.5, 0.499_99, 0.6].iter().fold(Fall::default(), |fall, loss| fall.after(*loss, plateau));
+        assert_eq!(fall, Fall { share: 0.1, best: 0.5, waited: 0 }, "a gain of less than a ten-thousandth is none");
+        let fall = fall.after(0.4, plateau);
+        assert_eq!((fall.waited, fall.best), (0, 0.4));
     }
 }

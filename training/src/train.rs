@@ -4,20 +4,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
-use facewise_evaluation::metrics::{LabelMetrics, TaskMetrics};
+use facewise_core::task::Task;
+use facewise_evaluation::metrics::LabelMetrics;
 use indicatif::ProgressBar;
 use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use crate::architectures::residual::residual;
+use crate::architectures::multitask;
 use crate::checkpoint;
-use crate::config::Config;
+use crate::config::{Config, NetworkConfig, SgdConfig};
 use crate::lesson::{self, Lesson, Losses, Options, Plan};
 use crate::loader::{Batch, Epoch, Mix};
 use crate::loss;
 use crate::network::{Mode, Network};
+use crate::optimiser::{Optimiser, Plateau, Sgd};
 use crate::sample::{ANSWERS, Answers, Sample};
-use crate::validate;
+use crate::validate::{self, Score};
 
 /// Trains a network as [`lesson::learn`] does.
 ///
@@ -29,7 +31,7 @@ pub fn train(
     validation: &[Sample],
     teacher: Option<&Path>,
     options: &Options,
-) -> Result<TaskMetrics> {
+) -> Result<Score> {
     let (samples, batch) = (mix.epoch_len(), config.batch);
     ensure!(samples >= batch, "an epoch of {samples} samples has no batch of {batch}");
     match (&config.distillation, teacher) {
@@ -39,13 +41,13 @@ pub fn train(
         (None, None) => {}
     }
     let lesson = Attributes { config, mix: Arc::new(mix), validation, device: options.device };
-    lesson::learn(&lesson, &residual(&config.network)?, config, options)
+    lesson::learn(&lesson, &config.graph()?, config, options)
 }
 
 /// Asks a network like the one to be trained about every sample and its mirror image; the mean of both is the teacher's answer.
 fn teach(config: &Config, samples: &mut [Sample], weights: &Path, options: &Options) -> Result<()> {
     let variables = VarStore::new(options.device);
-    let teacher = Network::new(&variables.root(), &residual(&config.network)?).with_precision(options.precision);
+    let teacher = Network::new(&variables.root(), &config.graph()?).with_precision(options.precision);
     checkpoint::load_weights(weights, &variables)?;
     let mut answers: Vec<Answers> = Vec::with_capacity(samples.len());
     let progress = ProgressBar::new(samples.len() as u64).with_prefix("teacher");
@@ -53,11 +55,11 @@ fn teach(config: &Config, samples: &mut [Sample], weights: &Path, options: &Opti
         let pixels = validate::pixels(&batch, options.device);
         let mirrored = pixels.flip([3]);
         let [straight, mirrored] = [pixels, mirrored].map(|pixels| {
-            let logits = tch::no_grad(|| teacher.forward(&pixels, Mode::Eval));
-            let tasks: Vec<Tensor> = logits.iter().map(|logits| logits.softmax(-1, Kind::Float)).collect();
-            Tensor::cat(&tasks, 1)
+            let outputs = teacher.answer(&pixels, Mode::Eval);
+            let tasks = Task::ALL.iter().filter_map(|task| validate::probabilities(&outputs, *task, &config.age));
+            Tensor::cat(&tasks.collect::<Vec<_>>(), 1)
         });
-        let mean = ((straight + mirrored) / 2.0).to_device(Device::Cpu).contiguous().flatten(0, -1);
+        let mean = ((straight + mirrored) / 2.0).contiguous().flatten(0, -1);
         let numbers = Vec::<f32>::try_from(mean)?;
         answers.extend(numbers.as_chunks::<ANSWERS>().0);
         progress.set_position(answers.len() as u64);
@@ -78,10 +80,10 @@ struct Attributes<'a> {
 
 impl Lesson for Attributes<'_> {
     type Batch = Batch;
-    type Score = TaskMetrics;
+    type Score = Score;
     /// In the order of [`facewise_core::task::Task::ALL`].
     const LOSSES: &'static [&'static str] = &["age", "gender", "smile", "emotion"];
-    const SCORES: &'static [&'static str] = &["age_mae", "gender", "smile", "emotion"];
+    const SCORES: &'static [&'static str] = &["loss", "age_mae", "gender", "smile", "emotion"];
 
     fn plan(&self) -> Plan {
         Plan {
@@ -97,6 +99,27 @@ impl Lesson for Attributes<'_> {
         self.config.size_in(epoch)
     }
 
+    fn initialise(&self, variables: &VarStore) {
+        if let NetworkConfig::Multitask(_) = self.config.network {
+            multitask::initialise(variables);
+        }
+    }
+
+    fn stepper(&self, variables: &VarStore) -> Box<dyn Optimiser> {
+        match &self.config.sgd {
+            Some(SgdConfig { momentum, .. }) => Box::new(Sgd::new(variables, &self.config.optimiser, *momentum)),
+            None => Box::new(self.optimiser(variables)),
+        }
+    }
+
+    fn plateau(&self) -> Option<Plateau> {
+        self.config.sgd.as_ref().map(|sgd| Plateau { patience: sgd.patience, factor: sgd.factor })
+    }
+
+    fn validation_loss(score: &Score) -> Option<f64> {
+        Some(score.loss)
+    }
+
     fn batches(&self, epoch: u32, skip: usize) -> impl Iterator<Item = Batch> {
         let epoch = Epoch {
             seed: self.config.seed,
@@ -110,20 +133,22 @@ impl Lesson for Attributes<'_> {
     }
 
     fn losses(&self, network: &Network, batch: &Batch) -> Losses {
-        let logits = network.forward(&validate::pixels(batch, self.device), Mode::Train);
-        let losses = loss::joint(&logits, &batch.labels, &self.config.loss, self.config.distillation.as_ref());
+        let Config { loss, age, distillation, .. } = self.config;
+        let outputs = network.answer(&validate::pixels(batch, self.device), Mode::Train);
+        let losses = loss::joint(&outputs, &batch.labels, loss, age, distillation.as_ref());
         Losses { total: losses.total, parts: losses.tasks.into() }
     }
 
-    fn validate(&self, network: &Network, epoch: u32) -> Result<TaskMetrics> {
-        validate::score(network, self.validation, self.config.size_in(epoch), self.device)
+    fn validate(&self, network: &Network, epoch: u32) -> Result<Score> {
+        validate::score(network, self.validation, self.config.size_in(epoch), self.config, self.device)
     }
 
-    fn figures(score: &TaskMetrics) -> Vec<String> {
+    fn figures(Score { loss, tasks }: &Score) -> Vec<String> {
         let accuracy = |metrics: &Option<LabelMetrics>| {
             format!("{:.4}", metrics.as_ref().map_or(f64::NAN, |metrics| metrics.accuracy))
         };
-        let age = score.age.as_ref().map_or(f64::NAN, |metrics| metrics.mae);
-        vec![format!("{age:.3}"), accuracy(&score.gender), accuracy(&score.smile), accuracy(&score.emotion)]
+        let age = tasks.age.as_ref().map_or(f64::NAN, |metrics| metrics.mae);
+        let figures = [format!("{loss:.4}"), format!("{age:.3}")];
+        figures.into_iter().chain([&tasks.gender, &tasks.smile, &tasks.emotion].map(accuracy)).collect()
     }
 }

@@ -1,15 +1,19 @@
 //! Scores a network on held-out samples, with the decoding that serves and the metrics of the evaluation.
 
 use anyhow::Result;
-use facewise_core::decode::{AgeDistribution, AgePoint, LabelDistribution};
+use facewise_core::decode::{AgeDistribution, LabelDistribution};
 use facewise_core::task::Task;
 use facewise_evaluation::manifest::Labels as Truth;
 use facewise_evaluation::metrics::{AgeReading, Prediction, Scores, TaskMetrics};
+use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
+use crate::age::AgeConfig;
 use crate::augment;
+use crate::config::Config;
 use crate::loader::Batch;
-use crate::network::{Mode, Network};
+use crate::loss;
+use crate::network::{Mode, Network, Outputs};
 use crate::sample::{Labels, Sample};
 
 /// Pictures in one pass.
@@ -37,31 +41,63 @@ pub fn plain_batches(samples: &[Sample], size: u32) -> impl Iterator<Item = Batc
     })
 }
 
+/// What a network is worth on held-out samples.
+#[derive(Debug, Serialize)]
+pub struct Score {
+    /// The joint loss: the weighted sum of the mean loss of each task.
+    pub loss: f64,
+    /// The figures of each task.
+    #[serde(flatten)]
+    pub tasks: TaskMetrics,
+}
+
 /// The figures of a network on plain crops of all samples.
 ///
 /// # Errors
 /// When the network answers something that is no distribution.
-pub fn score(network: &Network, samples: &[Sample], size: u32, device: Device) -> Result<TaskMetrics> {
+pub fn score(network: &Network, samples: &[Sample], size: u32, config: &Config, device: Device) -> Result<Score> {
     let mut scores = Scores::default();
+    let mut losses = [(0.0, 0); Task::ALL.len()];
     for batch in plain_batches(samples, size) {
-        let outputs = network.forward(&pixels(&batch, device), Mode::Eval);
-        let probabilities: Vec<Vec<Vec<f32>>> = outputs
-            .iter()
-            .map(|logits| Vec::try_from(logits.softmax(-1, Kind::Float).to_device(Device::Cpu)))
-            .collect::<Result<_, _>>()?;
+        let outputs = network.answer(&pixels(&batch, device), Mode::Eval);
+        let of_tasks = loss::joint(&outputs, &batch.labels, &config.loss, &config.age, None).tasks;
+        for ((sum, n), (task, loss)) in losses.iter_mut().zip(Task::ALL.iter().zip(of_tasks)) {
+            let labelled = batch.labels.iter().filter(|labels| truth(labels).has(*task)).count();
+            let loss = loss.double_value(&[]);
+            if labelled > 0 && !loss.is_nan() {
+                *sum += loss * labelled as f64;
+                *n += labelled;
+            }
+        }
+        let probabilities =
+            Task::ALL.map(|task| probabilities(&outputs, task, &config.age).map(Vec::<Vec<f32>>::try_from).transpose());
+        let [age, gender, smile, emotion] = probabilities;
+        let (age, gender, smile, emotion) = (age?, gender?, smile?, emotion?);
         for (row, labels) in batch.labels.iter().enumerate() {
-            let of = |task: Task| probabilities[task as usize][row].as_slice();
-            let label = |task| LabelDistribution::from_probabilities(task, of(task));
+            let label = |task, rows: &Option<Vec<Vec<f32>>>| {
+                rows.as_ref().map(|rows| LabelDistribution::from_probabilities(task, &rows[row])).transpose()
+            };
+            let years = age.as_ref().map(|rows| AgeDistribution::from_probabilities(&rows[row])).transpose()?;
             let prediction = Prediction {
-                age: Some(AgeReading::of(&AgeDistribution::from_probabilities(of(Task::Age))?, AgePoint::Median)),
-                gender: Some(label(Task::Gender)?),
-                smile: Some(label(Task::Smile)?),
-                emotion: Some(label(Task::Emotion)?),
+                age: years.map(|years| AgeReading::of(&years, config.age.point())),
+                gender: label(Task::Gender, &gender)?,
+                smile: label(Task::Smile, &smile)?,
+                emotion: label(Task::Emotion, &emotion)?,
             };
             scores.add(&truth(labels), &prediction);
         }
     }
-    Ok(scores.finish())
+    let means = Task::ALL.iter().zip(losses).filter(|(_, (_, n))| *n > 0);
+    let loss = means.map(|(task, (sum, n))| config.loss.weight(*task) * sum / n as f64).sum();
+    Ok(Score { loss, tasks: scores.finish() })
+}
+
+/// A task's distributions, fp32 `[n, classes]` on the CPU, if the network answers it.
+pub fn probabilities(outputs: &Outputs, task: Task, age: &AgeConfig) -> Option<Tensor> {
+    let output = outputs.get(task.name())?;
+    let is_logits = task != Task::Age || age.is_logits();
+    let probabilities = if is_logits { output.softmax(-1, Kind::Float) } else { output.shallow_clone() };
+    Some(probabilities.to_device(Device::Cpu))
 }
 
 fn truth(labels: &Labels) -> Truth {

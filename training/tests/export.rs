@@ -8,7 +8,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use facewise_training::architectures::residual::{ResidualConfig, residual};
-use facewise_training::graph::{Activation, BatchNorm, Conv2d, Graph, GraphBuilder, Input, InputSpec, Linear, Window};
+use facewise_training::graph::{
+    Activation, Affine, BatchNorm, Conv2d, Graph, GraphBuilder, Input, InputSpec, Linear, Ordinal, Window,
+};
 use facewise_training::network::{Mode, Network};
 use facewise_training::onnx::export::{self, ExportError};
 use facewise_training::onnx::messages::ModelProto;
@@ -58,9 +60,22 @@ fn every_layer() -> Graph {
     let head = b.linear("heads.smile", dropped, Linear::new(24 * 36, 2));
     let weights = b.linear("heads.weights", dropped, Linear::new(24 * 36, 4));
     let weights = b.softmax(weights);
+    let thresholds = b.ordinal("heads.thresholds", dropped, Ordinal { inputs: 24 * 36, thresholds: 5 });
+    let shifted = b.affine(thresholds, Affine::new(5, 4, |i, j| (i * 2 + j) as f32 - 3.0, |i| i as f32));
+    let ratio = b.activation(shifted, Activation::Tanh);
+    let two = b.affine(ratio, Affine::each(4, 1.0, |_| 2.0));
+    let ratio = b.div(weights, two);
     // A map, a dropout and one value under two names are outputs too.
-    b.finish([("smile", head), ("weights", weights), ("again", weights), ("map", small), ("features", dropped)])
-        .unwrap()
+    b.finish([
+        ("smile", head),
+        ("weights", weights),
+        ("again", weights),
+        ("map", small),
+        ("features", dropped),
+        ("thresholds", thresholds),
+        ("ratio", ratio),
+    ])
+    .unwrap()
 }
 
 struct Exported {
@@ -103,7 +118,10 @@ fn every_layer_agrees() {
     let graph = every_layer();
     let (store, network) = random(&graph);
     let exported = Exported::new(&graph, &store, 32, &["smile"]);
-    assert_eq!(exported.outputs(), ["smile_logits", "smile", "weights", "again", "map", "features"]);
+    assert_eq!(
+        exported.outputs(),
+        ["smile_logits", "smile", "weights", "again", "map", "features", "thresholds", "ratio"]
+    );
     assert_eq!(exported.count("BatchNormalization"), 2, "only those that cannot be folded are left");
     assert_eq!(exported.count("Dropout"), 0);
 
@@ -211,7 +229,7 @@ fn no_pictures_prove_nothing() {
     let exported = Exported::new(&graph, &store, 32, &["smile"]);
     let error = parity::check(&exported.path(), &network, [], 1e-4).unwrap_err();
     assert!(matches!(error, ParityError::NoPictures));
-    assert_eq!(network.forward(&batches(&[2], 32)[0], Mode::Eval).len(), 5);
+    assert_eq!(network.forward(&batches(&[2], 32)[0], Mode::Eval).len(), 7);
 }
 
 /// One number that is kept, and doubled, or dropped: two answers, each half of the time.

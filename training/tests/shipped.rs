@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use facewise_core::picture::{self, Limits, RgbImage};
 use facewise_evaluation::{Dataset, Filter};
-use facewise_training::architectures::residual::residual;
 use facewise_training::checkpoint;
 use facewise_training::config::Config;
 use facewise_training::model::{LOGIT_TOLERANCE, PARITY_PICTURES};
@@ -27,7 +26,7 @@ fn agrees_on(samples: &[Sample]) {
     tch::set_num_threads(1);
     let config = Config::read(&workspace().join("training/configs/default.toml")).unwrap();
     let variables = VarStore::new(Device::Cpu);
-    let network = Network::new(&variables.root(), &residual(&config.network).unwrap());
+    let network = Network::new(&variables.root(), &config.graph().unwrap());
     checkpoint::load_weights(&workspace().join("training/weights/face-attributes-1.safetensors"), &variables).unwrap();
     let batches = validate::plain_batches(samples, config.size()).map(|batch| validate::pixels(&batch, Device::Cpu));
     let onnx = workspace().join("models/face-attributes/1/model.onnx");

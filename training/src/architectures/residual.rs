@@ -1,8 +1,10 @@
 //! A compact residual network for small crops: basic blocks as in `ResNet` (He et al. 2016, arXiv:1512.03385), a stem without
 //! pooling, and one linear head per task.
 
+use facewise_core::task::Task;
 use serde::{Deserialize, Serialize};
 
+use crate::age::AgeConfig;
 use crate::graph::{BatchNorm, Conv2d, Graph, GraphBuilder, GraphError, InputSpec, Linear, NodeId};
 
 /// Shape of the network. The defaults cost 139 million multiply-adds at 64 px.
@@ -50,11 +52,19 @@ impl Default for ResidualConfig {
     }
 }
 
-/// Builds the network; parameters are named as in torchvision's `ResNet`, heads `heads.<task>`.
+/// Builds the network with linear heads; parameters are named as in torchvision's `ResNet`, heads `heads.<task>`.
 ///
 /// # Errors
 /// No heads, a head or width of size 0, two heads of one name, or an input too small for four halvings.
 pub fn residual(config: &ResidualConfig) -> Result<Graph, GraphError> {
+    residual_with(config, &AgeConfig::Classes)
+}
+
+/// The same with a head for this way of learning the age.
+///
+/// # Errors
+/// As for [`residual`].
+pub fn residual_with(config: &ResidualConfig, age: &AgeConfig) -> Result<Graph, GraphError> {
     let mut b = GraphBuilder::new(InputSpec { channels: 3, size: config.size });
     let mut width = config.widths[0];
     let x = b.conv2d("conv1", b.input(), Conv2d::new(3, width, 3).stride(2));
@@ -71,12 +81,16 @@ pub fn residual(config: &ResidualConfig) -> Result<Graph, GraphError> {
     if config.dropout > 0.0 {
         x = b.dropout(x, config.dropout);
     }
-    let heads: Vec<(&str, NodeId)> = config
-        .heads
-        .iter()
-        .map(|head| (head.name.as_str(), b.linear(format!("heads.{}", head.name), x, Linear::new(width, head.outputs))))
-        .collect();
-    b.finish(heads)
+    let mut outputs: Vec<(&str, NodeId)> = Vec::new();
+    for head in &config.heads {
+        if head.name == Task::Age.name() && !age.is_default() {
+            outputs.extend(age.head(&mut b, x, width));
+        } else {
+            let layer = Linear::new(width, head.outputs);
+            outputs.push((&head.name, b.linear(format!("heads.{}", head.name), x, layer)));
+        }
+    }
+    b.finish(outputs)
 }
 
 /// relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)); the shortcut is a 1×1 convolution where the shape changes.
@@ -93,14 +107,25 @@ pub(super) fn basic_block(
     let y = b.relu(y);
     let y = b.conv2d(format!("{name}.conv2"), y, Conv2d::new(outputs, outputs, 3));
     let y = b.batch_norm(format!("{name}.bn2"), y, BatchNorm::new(outputs).zero_init());
-    let shortcut = if stride == 1 && inputs == outputs {
-        x
-    } else {
-        let s = b.conv2d(format!("{name}.downsample.0"), x, Conv2d::new(inputs, outputs, 1).stride(stride));
-        b.batch_norm(format!("{name}.downsample.1"), s, BatchNorm::new(outputs))
-    };
+    let shortcut = shortcut(b, name, x, inputs, outputs, stride);
     let sum = b.add(y, shortcut);
     b.relu(sum)
+}
+
+/// What a block's input is added as: itself, or a 1×1 convolution of it where the shape changes.
+pub(super) fn shortcut(
+    b: &mut GraphBuilder,
+    name: &str,
+    x: NodeId,
+    inputs: usize,
+    outputs: usize,
+    stride: usize,
+) -> NodeId {
+    if stride == 1 && inputs == outputs {
+        return x;
+    }
+    let s = b.conv2d(format!("{name}.downsample.0"), x, Conv2d::new(inputs, outputs, 1).stride(stride));
+    b.batch_norm(format!("{name}.downsample.1"), s, BatchNorm::new(outputs))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::residual::{Head, basic_block};
+use super::residual::{Head, basic_block, shortcut};
 use crate::graph::{BatchNorm, Conv2d, Graph, GraphBuilder, GraphError, InputSpec, Linear, NodeId, Window};
 
 /// Shape of the network. The defaults are those of `ResNet`-18.
@@ -25,19 +25,7 @@ impl Default for ResnetConfig {
 impl ResnetConfig {
     /// Adds the layers up to the mean of each channel, a vector of [`ResnetConfig::features`] numbers.
     pub fn trunk(&self, b: &mut GraphBuilder) -> NodeId {
-        let mut width = self.widths[0];
-        let x = b.conv2d("conv1", b.input(), Conv2d::new(3, width, 7).stride(2));
-        let x = b.batch_norm("bn1", x, BatchNorm::new(width));
-        let x = b.relu(x);
-        let mut x = b.max_pool(x, Window { kernel: 3, stride: 2, padding: 1 });
-        for (stage, (&outputs, &blocks)) in (1..).zip(self.widths.iter().zip(&self.blocks)) {
-            for block in 0..blocks {
-                let stride = if stage > 1 && block == 0 { 2 } else { 1 };
-                x = basic_block(b, &format!("layer{stage}.{block}"), x, width, outputs, stride);
-                width = outputs;
-            }
-        }
-        b.global_avg_pool(x)
+        stages(b, self.widths[0], self.widths, self.blocks, basic_block)
     }
 
     /// Numbers that the trunk gives.
@@ -61,6 +49,51 @@ impl ResnetConfig {
             .collect();
         b.finish(outputs)
     }
+}
+
+/// Adds `ResNet`-50 up to the mean of each channel, channels divided by `divisor`: a vector of 2048 numbers, or so many fewer.
+pub fn resnet50(b: &mut GraphBuilder, divisor: usize) -> NodeId {
+    let widths = [256, 512, 1024, 2048].map(|width| (width / divisor).max(EXPANSION));
+    stages(b, widths[0] / EXPANSION, widths, [3, 4, 6, 3], bottleneck)
+}
+
+/// Channels of a bottleneck block, as a multiple of those within.
+const EXPANSION: usize = 4;
+
+/// Adds a block with this name, channels that go in and come out, and stride.
+type Block = fn(&mut GraphBuilder, &str, NodeId, usize, usize, usize) -> NodeId;
+
+/// The layers up to the mean of each channel: `stem` channels in the first convolution, then four stages of blocks.
+fn stages(b: &mut GraphBuilder, stem: usize, widths: [usize; 4], blocks: [usize; 4], add: Block) -> NodeId {
+    let mut width = stem;
+    let x = b.conv2d("conv1", b.input(), Conv2d::new(3, width, 7).stride(2));
+    let x = b.batch_norm("bn1", x, BatchNorm::new(width));
+    let x = b.relu(x);
+    let mut x = b.max_pool(x, Window { kernel: 3, stride: 2, padding: 1 });
+    for (stage, (outputs, blocks)) in (1..).zip(widths.into_iter().zip(blocks)) {
+        for block in 0..blocks {
+            let stride = if stage > 1 && block == 0 { 2 } else { 1 };
+            x = add(b, &format!("layer{stage}.{block}"), x, width, outputs, stride);
+            width = outputs;
+        }
+    }
+    b.global_avg_pool(x)
+}
+
+/// A 3×3 convolution of few channels between two 1×1 convolutions, and the shortcut. The 3×3 one has the stride, as torchvision does it.
+fn bottleneck(b: &mut GraphBuilder, name: &str, x: NodeId, inputs: usize, outputs: usize, stride: usize) -> NodeId {
+    let width = outputs / EXPANSION;
+    let y = b.conv2d(format!("{name}.conv1"), x, Conv2d::new(inputs, width, 1));
+    let y = b.batch_norm(format!("{name}.bn1"), y, BatchNorm::new(width));
+    let y = b.relu(y);
+    let y = b.conv2d(format!("{name}.conv2"), y, Conv2d::new(width, width, 3).stride(stride));
+    let y = b.batch_norm(format!("{name}.bn2"), y, BatchNorm::new(width));
+    let y = b.relu(y);
+    let y = b.conv2d(format!("{name}.conv3"), y, Conv2d::new(width, outputs, 1));
+    let y = b.batch_norm(format!("{name}.bn3"), y, BatchNorm::new(outputs).zero_init());
+    let shortcut = shortcut(b, name, x, inputs, outputs, stride);
+    let sum = b.add(y, shortcut);
+    b.relu(sum)
 }
 
 #[cfg(test)]

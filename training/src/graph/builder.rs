@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::layer::{Activation, BatchNorm, Conv2d, Layer, Linear, Window};
-use super::{Graph, GraphError, Input, Node, NodeId, Output};
+use super::layer::{Activation, Affine, BatchNorm, Conv2d, Layer, Linear, Ordinal, Shape, Window};
+use super::{Graph, GraphError, Input, Node, NodeId, Output, shapes};
 
 /// Builds a [`Graph`] layer by layer; each function returns the node it has added.
 ///
@@ -52,6 +52,16 @@ impl GraphBuilder {
         self.named(name.into(), Layer::Linear(layer), vec![x])
     }
 
+    /// Ordered thresholds with this parameter prefix.
+    pub fn ordinal(&mut self, name: impl Into<String>, x: NodeId, layer: Ordinal) -> NodeId {
+        self.named(name.into(), Layer::Ordinal(layer), vec![x])
+    }
+
+    /// A linear layer that is not learned.
+    pub fn affine(&mut self, x: NodeId, layer: Affine) -> NodeId {
+        self.unnamed(Layer::Affine(layer), vec![x])
+    }
+
     /// An elementwise function.
     pub fn activation(&mut self, x: NodeId, activation: Activation) -> NodeId {
         self.unnamed(Layer::Activation(activation), vec![x])
@@ -92,6 +102,11 @@ impl GraphBuilder {
         self.unnamed(Layer::Mul, vec![a, b])
     }
 
+    /// Quotient.
+    pub fn div(&mut self, a: NodeId, b: NodeId) -> NodeId {
+        self.unnamed(Layer::Div, vec![a, b])
+    }
+
     /// Joins along the channels or features.
     pub fn concat(&mut self, parts: Vec<NodeId>) -> NodeId {
         self.unnamed(Layer::Concat, parts)
@@ -110,6 +125,14 @@ impl GraphBuilder {
     /// Twice the height and width.
     pub fn upsample(&mut self, x: NodeId) -> NodeId {
         self.unnamed(Layer::Upsample, vec![x])
+    }
+
+    /// Shape of a value, for pictures of the side that the graph is built for.
+    ///
+    /// # Errors
+    /// The first layer that cannot work on what it is given.
+    pub fn shape(&self, x: NodeId) -> Result<Shape, GraphError> {
+        Ok(shapes(self.input, &self.nodes[..=x.0], self.input.size())?[x.0])
     }
 
     /// The finished graph with these results.

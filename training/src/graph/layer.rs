@@ -97,6 +97,59 @@ impl Linear {
     }
 }
 
+/// `scores = w · x + b` for thresholds that share one row of weights `w` and have a constant each, in descending order: the chance that the
+/// truth is above a threshold never grows with the threshold (CORAL, Cao et al. 2020, arXiv:1901.07884).
+///
+/// Its variables are a weight `1 × inputs` and a bias of `thresholds` numbers, which is sorted before use. The sum over the thresholds that
+/// are passed, CORAL's answer, does not depend on their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ordinal {
+    /// Features that go in.
+    pub inputs: usize,
+    /// Thresholds, one fewer than ranks.
+    pub thresholds: usize,
+}
+
+/// A linear layer with numbers that are known beforehand and not learned, computed in fp32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Affine {
+    /// Row by row, `outputs × inputs`.
+    pub weight: Vec<f32>,
+    /// One for each output.
+    pub bias: Vec<f32>,
+}
+
+impl Affine {
+    /// From the number at each output and input, and a constant for each output.
+    pub fn new(
+        inputs: usize,
+        outputs: usize,
+        weight: impl Fn(usize, usize) -> f32,
+        bias: impl Fn(usize) -> f32,
+    ) -> Self {
+        let rows = (0..outputs).flat_map(|output| (0..inputs).map(move |input| (output, input)));
+        Self {
+            weight: rows.map(|(output, input)| weight(output, input)).collect(),
+            bias: (0..outputs).map(bias).collect(),
+        }
+    }
+
+    /// Each feature times a factor, plus a constant.
+    pub fn each(features: usize, factor: f32, constant: impl Fn(usize) -> f32) -> Self {
+        Self::new(features, features, |output, input| if output == input { factor } else { 0.0 }, constant)
+    }
+
+    /// Features that go in.
+    pub fn inputs(&self) -> usize {
+        self.weight.len() / self.bias.len().max(1)
+    }
+
+    /// Features that come out.
+    pub fn outputs(&self) -> usize {
+        self.bias.len()
+    }
+}
+
 /// A window that slides over a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -149,10 +202,16 @@ pub enum Layer {
     Flatten,
     /// Fully connected layer over a vector.
     Linear(Linear),
+    /// Scores of ordered thresholds over a vector.
+    Ordinal(Ordinal),
+    /// Linear layer over a vector that is not learned.
+    Affine(Affine),
     /// Sum of two equal shapes.
     Add,
     /// Product of two equal shapes, or of a map with a vector that has one factor for each of its channels.
     Mul,
+    /// Quotient of two equal shapes.
+    Div,
     /// Joins maps along their channels, or vectors.
     Concat,
     /// Sets values to zero with this probability while training and scales the others up.
@@ -185,8 +244,11 @@ impl Layer {
             Self::GlobalAvgPool => "global_avg_pool",
             Self::Flatten => "flatten",
             Self::Linear(_) => "linear",
+            Self::Ordinal(_) => "ordinal",
+            Self::Affine(_) => "affine",
             Self::Add => "add",
             Self::Mul => "mul",
+            Self::Div => "div",
             Self::Concat => "concat",
             Self::Dropout { .. } => "dropout",
             Self::Softmax => "softmax",
@@ -200,6 +262,7 @@ impl Layer {
             Self::Conv2d(c) => c.outputs * (c.inputs / c.groups.max(1) * c.kernel * c.kernel + usize::from(c.bias)),
             Self::BatchNorm(norm) => 2 * norm.features,
             Self::Linear(linear) => linear.outputs * (linear.inputs + usize::from(linear.bias)),
+            Self::Ordinal(ordinal) => ordinal.inputs + ordinal.thresholds,
             _ => 0,
         }
     }
@@ -247,7 +310,24 @@ impl Layer {
                 }
                 Ok(Shape::Vector(linear.outputs))
             }
-            (Self::Add | Self::Mul, &[a, b]) if a == b => Ok(a),
+            (Self::Ordinal(ordinal), &[Shape::Vector(features)]) => {
+                if features != ordinal.inputs || ordinal.thresholds == 0 {
+                    let Ordinal { inputs, thresholds } = ordinal;
+                    return Err(format!("sets {thresholds} thresholds over {inputs} features, is given {features}"));
+                }
+                Ok(Shape::Vector(ordinal.thresholds))
+            }
+            (Self::Affine(affine), &[Shape::Vector(features)]) => {
+                if features != affine.inputs() || affine.outputs() == 0 {
+                    return Err(format!(
+                        "maps {} features to {}, is given {features}",
+                        affine.inputs(),
+                        affine.outputs()
+                    ));
+                }
+                Ok(Shape::Vector(affine.outputs()))
+            }
+            (Self::Add | Self::Mul | Self::Div, &[a, b]) if a == b => Ok(a),
             (Self::Mul, &[map @ Shape::Map { channels, .. }, Shape::Vector(factors)]) if channels == factors => Ok(map),
             (Self::Concat, [first, rest @ ..]) => rest.iter().try_fold(*first, |joined, next| joined.join(*next)),
             (Self::Upsample, &[Shape::Map { channels, height, width }]) => {

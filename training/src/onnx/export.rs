@@ -11,7 +11,10 @@ use super::messages::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
     ValueInfoProto,
 };
-use crate::graph::{Activation, BatchNorm, Conv2d, Graph, GraphError, Input, Layer, Linear, Node, Shape, Window};
+use crate::graph::{
+    Activation, Affine, BatchNorm, Conv2d, Graph, GraphError, Input, Layer, Linear, Node, Ordinal, Shape, Window,
+};
+use crate::network::descending;
 
 /// Name of the input tensor of pictures, float32 `[batch, channels, size, size]`.
 pub const INPUT: &str = "pixels";
@@ -275,6 +278,13 @@ impl<'a> Writer<'a> {
             Layer::Conv2d(_) | Layer::Linear(_) if self.folded[index] => return Ok(None),
             Layer::Conv2d(_) | Layer::Linear(_) => return self.affine(node, None).map(Some),
             Layer::BatchNorm(norm) => return self.batch_norm(node, norm).map(Some),
+            Layer::Ordinal(ordinal) => return self.ordinal(node, ordinal).map(Some),
+            Layer::Affine(affine @ Affine { weight, bias }) => {
+                let dims = [affine.outputs(), affine.inputs()];
+                let weight = self.floats(format!("{}.weight", node.name), &dims, weight);
+                let bias = self.floats(format!("{}.bias", node.name), &dims[..1], bias);
+                ("Gemm", [inputs, vec![weight, bias]].concat(), vec![int("transB", 1)])
+            }
             Layer::Activation(Activation::Relu) => ("Relu", inputs, vec![]),
             Layer::Activation(Activation::LeakyRelu { slope }) => ("LeakyRelu", inputs, vec![float("alpha", *slope)]),
             Layer::Activation(Activation::Tanh) => ("Tanh", inputs, vec![]),
@@ -303,6 +313,7 @@ impl<'a> Writer<'a> {
                 let factors = self.step(node, Operator::new("Unsqueeze", vec![factors, axes], vec![]));
                 ("Mul", vec![map, factors], vec![])
             }
+            Layer::Div => ("Div", inputs, vec![]),
             Layer::Concat => ("Concat", inputs, vec![int("axis", 1)]),
             Layer::Softmax => ("Softmax", inputs, vec![int("axis", 1)]),
             Layer::Upsample => {
@@ -350,6 +361,19 @@ impl<'a> Writer<'a> {
             inputs.push(self.floats(format!("{}.bias", node.name), &dims[..1], &bias));
         }
         Ok(Operator::new(kind, inputs, attributes))
+    }
+
+    /// Ordered thresholds: a linear layer with the same weights in each row, and with sorted constants.
+    fn ordinal(&mut self, node: &Node, layer: &Ordinal) -> Result<Operator, ExportError> {
+        let Ordinal { inputs, thresholds } = *layer;
+        let weight = self.variable(&node.name, "weight", &[1, inputs])?.repeat(thresholds);
+        let bias = Tensor::from_slice(&self.variable(&node.name, "bias", &[thresholds])?);
+        let bias = Vec::try_from(descending(&bias))
+            .map_err(|source| ExportError::Torch { name: format!("{}.bias", node.name), source })?;
+        let weight = self.floats(format!("{}.weight", node.name), &[thresholds, inputs], &weight);
+        let bias = self.floats(format!("{}.bias", node.name), &[thresholds], &bias);
+        let input = self.values[node.inputs[0].index()].clone();
+        Ok(Operator::new("Gemm", vec![input, weight, bias], vec![int("transB", 1)]))
     }
 
     /// A normalisation: as part of the layer before it where that serves nobody else, else on its own.

@@ -13,6 +13,9 @@ use crate::network::{Mode, Network};
 /// Largest difference allowed between a picture alone and the same picture in a batch.
 pub const ROW_TOLERANCE: f32 = 1e-5;
 
+/// Rows with a value larger than this may differ by more, as the value is larger: a 32-bit float has seven digits, wherever its point is.
+pub const ABSOLUTE: f32 = 10.0;
+
 /// What was compared, and how far apart it was.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Parity {
@@ -79,7 +82,7 @@ pub enum ParityError {
 
 /// Runs `batches` (`N × channels × size × size` or `N × features` each, fp32) through `network` and the file at `onnx`, which was written from it.
 ///
-/// Every output must agree within `tolerance`, vectors with the same class first in each row: the logits, and for heads the probabilities
+/// Every output must agree within `tolerance` (of rows with values over [`ABSOLUTE`] in proportion), vectors with the same class first in each row: the logits, and for heads the probabilities
 /// with the softmax of libtorch's logits. Each row of a batch must equal the picture alone within [`ROW_TOLERANCE`]. `network` must compute in fp32.
 ///
 /// # Errors
@@ -188,6 +191,8 @@ fn compare(a: &Rows, b: &Rows, first: usize, (comparison, tolerance): (&'static 
         // Not a number counts as infinitely far.
         let far = |(x, y): (&f32, &f32)| if (x - y).is_nan() { f32::INFINITY } else { (x - y).abs() };
         let difference = a_row.iter().zip(b_row).map(far).fold(0.0, f32::max);
+        let largest_value = a_row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let tolerance = tolerance * (largest_value / ABSOLUTE).max(1.0);
         if difference > tolerance {
             let (output, row) = (a.name.clone(), first + row);
             return Err(ParityError::Difference { output, row, comparison, difference, tolerance });

@@ -14,7 +14,6 @@ use rayon::prelude::*;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 
-use crate::architectures::residual::residual;
 use crate::augment;
 use crate::checkpoint;
 use crate::config::Config;
@@ -67,7 +66,7 @@ impl Encoder {
     /// # Errors
     /// When the weights are missing, or of another network.
     pub fn open(config: &Config, weights: &Path, device: Device, precision: Precision) -> Result<Self> {
-        Self::load(residual(&config.network)?, Output::Features, config.size(), weights, device, precision)
+        Self::load(config.graph()?, Output::Features, config.size(), weights, device, precision)
     }
 
     /// The network of an encoder's complete run.
@@ -193,6 +192,7 @@ mod tests {
 
     use super::*;
     use crate::architectures::residual::ResidualConfig;
+    use crate::config::NetworkConfig;
     use crate::vectors::embeddings;
     use crate::vectors::rows::Part;
     use crate::vectors::target::Target;
@@ -212,9 +212,13 @@ mod tests {
         fs::write(path("manifest.csv"), manifest).unwrap();
 
         let mut config = Config::parse(include_str!("../../configs/default.toml")).unwrap();
-        config.network = ResidualConfig { widths: [4, 4, 6, 8], blocks: [1, 1, 1, 1], ..config.network };
+        config.network = NetworkConfig::Residual(ResidualConfig {
+            widths: [4, 4, 6, 8],
+            blocks: [1, 1, 1, 1],
+            ..ResidualConfig::default()
+        });
         let variables = VarStore::new(Device::Cpu);
-        let _network = Network::new(&variables.root(), &residual(&config.network).unwrap());
+        let _network = Network::new(&variables.root(), &config.graph().unwrap());
         let weights = path("weights.safetensors");
         checkpoint::save_weights(&weights, &variables).unwrap();
 
