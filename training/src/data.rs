@@ -112,6 +112,9 @@ pub fn own(mut config: Config, folder: &Path) -> Result<(Config, Source)> {
     let chosen = dataset.select(&Filter::parse(&data.filter)?)?.len();
     let taught = if data.hold_out.is_some() { chosen - chosen / HOLD_OUT } else { chosen };
     config.batch = config.batch.min(taught).max(2);
+    // A folder of some hundred pictures has fewer steps than the recipes' warm-up.
+    let steps = (taught / config.batch) as u64 * u64::from(config.epochs());
+    config.optimiser.warmup_steps = config.optimiser.warmup_steps.min(steps / 10);
     config.data = vec![data];
     Ok((config.checked()?, Source::Sets(root)))
 }
