@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Subcommand;
 use facewise_training::encoder::config::Config;
-use facewise_training::encoder::{data, model, train};
+use facewise_training::encoder::data::{Faces, Set};
+use facewise_training::encoder::{model, train};
 use facewise_training::lesson::{self, CONFIG, Options};
 use facewise_training::model::Identity;
 
@@ -62,8 +63,8 @@ pub(crate) fn run(command: EncoderCommand) -> Result<()> {
             let (device, precision) = compute.prepare()?;
             let options = Options { run, resume, init, device, precision };
             lesson::check(&config, &options)?;
-            let parts = data::read(&data, &config)?;
-            let [train, validation, test] = [&parts.train, &parts.validation, &parts.test].map(data::Faces::len);
+            let parts = Set::open(&data, &config)?.parts()?;
+            let [train, validation, test] = [&parts.train, &parts.validation, &parts.test].map(Faces::len);
             eprintln!(
                 "{} attributes of {train} faces, {validation} to choose the epoch by, {test} to measure on",
                 config.data.attributes.len()
@@ -73,7 +74,7 @@ pub(crate) fn run(command: EncoderCommand) -> Result<()> {
         }
         EncoderCommand::Export { run, data, models, name, model_version, description } => {
             let config = Config::read(&run.join(CONFIG))?;
-            let faces = data::read(&data, &config)?.validation;
+            let faces = Set::open(&data, &config)?.validation()?;
             let identity = Identity { name, version: model_version, description };
             let (path, parity) = model::write(&run, &models, identity, &faces.samples)?;
             println!("{}", path.display());

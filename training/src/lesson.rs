@@ -27,6 +27,9 @@ pub const CONFIG: &str = "config.toml";
 /// The figures of each epoch in a run's folder.
 pub const EPOCHS: &str = "epochs.csv";
 
+/// What a complete run has found on the parts of its data, where its lesson writes that.
+pub const SCORES: &str = "scores.json";
+
 /// The averaged weights in the folder of a run that is complete: of its last epoch, or of the best where a lesson has a criterion.
 pub const WEIGHTS: &str = "weights.safetensors";
 

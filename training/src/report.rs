@@ -7,10 +7,7 @@ use anyhow::{Context, Result, ensure};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
-use crate::lesson::{CONFIG, EPOCHS};
-
-/// The figures of a complete run, where it has left some.
-const SCORES: &str = "scores.json";
+use crate::lesson::{CONFIG, EPOCHS, SCORES};
 
 const STYLE: &str = include_str!("report.css");
 

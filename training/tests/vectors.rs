@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread;
 
 use facewise_training::checkpoint;
-use facewise_training::lesson::{Options, WEIGHTS};
+use facewise_training::lesson::{Options, SCORES, WEIGHTS};
 use facewise_training::model::Identity;
 use facewise_training::network::{Mode, Network, Precision};
 use facewise_training::onnx::export::{self, Sides};
@@ -20,7 +20,7 @@ use facewise_training::vectors::rows::Rows;
 use facewise_training::vectors::search::{self, SearchConfig, State};
 use facewise_training::vectors::split::Split;
 use facewise_training::vectors::study::{self, Plan, REPORT, Start, Study, Summary};
-use facewise_training::vectors::train::{Manner, SCORES, train};
+use facewise_training::vectors::train::{Manner, train};
 use facewise_training::vectors::variant::Variant;
 use ort::value::Tensor as OrtTensor;
 use prost::Message;

@@ -51,26 +51,56 @@ impl Faces {
     }
 }
 
-/// Reads what a configuration learns from, below `root`.
-///
-/// # Errors
-/// When the set or a picture cannot be read, a column is missing, a cell is none of 1, 0 and -1, or a filter leaves nothing.
-pub fn read(root: &Path, config: &Config) -> Result<Parts> {
-    let data = &config.data;
-    let of_set = || format!("set `{}`", data.set);
-    let dataset = Dataset::open(root.join(&data.set)).with_context(of_set)?;
-    let columns =
-        data.attributes.iter().map(|name| dataset.column(name)).collect::<Result<Vec<_>, _>>().with_context(of_set)?;
-    let part = |filter: &str| {
-        let rows = dataset.select(&Filter::parse(filter)?)?;
-        ensure!(!rows.is_empty(), "no row has {filter}");
-        faces(&dataset, &rows, data, &columns, 2 * config.size)
-    };
-    Ok(Parts {
-        train: part(&data.train).with_context(of_set)?,
-        validation: part(&data.validation).with_context(of_set)?,
-        test: data.test.as_deref().map(part).transpose().with_context(of_set)?.unwrap_or_default(),
-    })
+/// The set of a configuration.
+pub struct Set<'a> {
+    config: &'a Config,
+    dataset: Dataset,
+    /// Where the attributes are.
+    columns: Vec<usize>,
+}
+
+impl<'a> Set<'a> {
+    /// Opens it below `root`.
+    ///
+    /// # Errors
+    /// When the set cannot be read, or a column is missing.
+    pub fn open(root: &Path, config: &'a Config) -> Result<Self> {
+        let data = &config.data;
+        let of_set = || format!("set `{}`", data.set);
+        let dataset = Dataset::open(root.join(&data.set)).with_context(of_set)?;
+        let columns = data.attributes.iter().map(|name| dataset.column(name)).collect::<Result<_, _>>();
+        let columns = columns.with_context(of_set)?;
+        Ok(Self { config, dataset, columns })
+    }
+
+    /// Reads all that the configuration names.
+    ///
+    /// # Errors
+    /// When a picture cannot be read, a cell is none of 1, 0 and -1, or a filter leaves nothing.
+    pub fn parts(&self) -> Result<Parts> {
+        let data = &self.config.data;
+        Ok(Parts {
+            train: self.part(&data.train)?,
+            validation: self.validation()?,
+            test: data.test.as_deref().map(|filter| self.part(filter)).transpose()?.unwrap_or_default(),
+        })
+    }
+
+    /// Reads the rows that choose the epoch.
+    ///
+    /// # Errors
+    /// As for [`Set::parts`].
+    pub fn validation(&self) -> Result<Faces> {
+        self.part(&self.config.data.validation)
+    }
+
+    fn part(&self, filter: &str) -> Result<Faces> {
+        let data = &self.config.data;
+        let of_set = || format!("set `{}`", data.set);
+        let rows = self.dataset.select(&Filter::parse(filter).with_context(of_set)?).with_context(of_set)?;
+        ensure!(!rows.is_empty(), "set `{}`: no row has {filter}", data.set);
+        faces(&self.dataset, &rows, data, &self.columns, 2 * self.config.size).with_context(of_set)
+    }
 }
 
 fn faces(dataset: &Dataset, rows: &[&Row], data: &DataConfig, columns: &[usize], resolution: u32) -> Result<Faces> {

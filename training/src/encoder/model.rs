@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use facewise_core::geometry::Template;
-use facewise_core::manifest::{Colour, Head, Input, Kind as ModelKind, Manifest, Provenance, SCHEMA, Values};
-use facewise_core::task::Task;
+use facewise_core::manifest::{Colour, Head, Input, Kind as ModelKind, Manifest, Provenance, SCHEMA};
 use tch::nn::VarStore;
 use tch::{Device, Tensor, no_grad};
 
@@ -20,12 +19,10 @@ use crate::onnx::export;
 use crate::onnx::parity::{self, Parity};
 use crate::sample::Sample;
 use crate::validate;
+use crate::vectors::target::Target;
 
 /// Most pictures that parity is checked on.
 const PARITY_PICTURES: usize = 256;
-
-/// The attributes that a server has a task for, as `CelebA` calls them.
-const SERVED: [(&str, Task); 2] = [("Male", Task::Gender), ("Smiling", Task::Smile)];
 
 /// Writes a complete run as `<models>/<name>/<version>/`, then runs crops of `samples` through libtorch and ONNX Runtime and compares.
 ///
@@ -38,16 +35,16 @@ const SERVED: [(&str, Task); 2] = [("Male", Task::Gender), ("Smiling", Task::Smi
 pub fn write(run: &Path, models: &Path, identity: Identity, samples: &[Sample]) -> Result<(PathBuf, Parity)> {
     ensure!(!samples.is_empty(), "parity needs a face at least");
     let config = Config::read(&run.join(lesson::CONFIG))?;
-    let tasks: Vec<(usize, Task)> = SERVED
-        .iter()
-        .filter_map(|(name, task)| Some((config.data.attributes.iter().position(|other| other == name)?, *task)))
+    let heads: Vec<(usize, Head)> = (0..)
+        .zip(&config.data.attributes)
+        .filter_map(|(index, name)| Some((index, Target::Attribute(name.clone()).served()?)))
         .collect();
-    ensure!(!tasks.is_empty(), "a server has tasks for the attributes Male and Smiling, and neither was learned");
-    let (graph, variables, network) = served(run, &config, &tasks)?;
-    let manifest = manifest(&config, &graph, identity, &tasks)?;
+    ensure!(!heads.is_empty(), "a server has tasks for the attributes Male and Smiling, and neither was learned");
+    let (graph, variables, network) = served(run, &config, &heads)?;
+    let manifest = manifest(&config, &graph, identity, &heads)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
-    let heads: Vec<&str> = tasks.iter().map(|(_, task)| task.name()).collect();
-    let path = save(&folder, &graph, &variables, config.size as usize, &heads, &manifest)?;
+    let names: Vec<&str> = heads.iter().map(|(_, head)| head.task.name()).collect();
+    let path = save(&folder, &graph, &variables, config.size as usize, &names, &manifest)?;
 
     let step = (samples.len() / PARITY_PICTURES).max(1);
     let spread: Vec<Sample> = samples.iter().step_by(step).take(PARITY_PICTURES).cloned().collect();
@@ -57,24 +54,24 @@ pub fn write(run: &Path, models: &Path, identity: Identity, samples: &[Sample]) 
 }
 
 /// The network of a complete run with a head of two logits for each task beside all attributes.
-fn served(run: &Path, config: &Config, tasks: &[(usize, Task)]) -> Result<(Graph, VarStore, Network)> {
+fn served(run: &Path, config: &Config, heads: &[(usize, Head)]) -> Result<(Graph, VarStore, Network)> {
     let trained = VarStore::new(Device::Cpu);
     let _network = Network::new(&trained.root(), &config.graph()?);
     checkpoint::load_weights(&run.join(lesson::WEIGHTS), &trained).context("is the run complete?")?;
 
     let all = residual::Head::new(ATTRIBUTES, config.data.attributes.len());
-    let heads = tasks.iter().map(|(_, task)| residual::Head::new(task.name(), 2)).chain([all]);
-    let graph = config.network.with_heads(config.size as usize, &heads.collect::<Vec<_>>())?;
+    let both = heads.iter().map(|(_, head)| residual::Head::new(head.task.name(), 2)).chain([all]);
+    let graph = config.network.with_heads(config.size as usize, &both.collect::<Vec<_>>())?;
     let variables = VarStore::new(Device::Cpu);
     let network = Network::new(&variables.root(), &graph);
     let known = trained.variables();
     no_grad(|| {
         for (name, mut variable) in variables.variables() {
-            let task = tasks.iter().find(|(_, task)| name.starts_with(&format!("heads.{}.", task.name())));
-            let value = match task {
+            let head = heads.iter().find(|(_, head)| name.starts_with(&format!("heads.{}.", head.task.name())));
+            let value = match head {
                 None => known[&name].shallow_clone(),
-                Some((attribute, task)) => {
-                    let of_all = &known[&name.replace(task.name(), ATTRIBUTES)];
+                Some((attribute, head)) => {
+                    let of_all = &known[&name.replace(head.task.name(), ATTRIBUTES)];
                     let one = of_all.narrow(0, *attribute as i64, 1);
                     // The softmax of 0 and a logit is the logit's sigmoid.
                     Tensor::cat(&[&one.zeros_like(), &one], 0)
@@ -86,15 +83,7 @@ fn served(run: &Path, config: &Config, tasks: &[(usize, Task)]) -> Result<(Graph
     Ok((graph, variables, network))
 }
 
-fn manifest(config: &Config, graph: &Graph, identity: Identity, tasks: &[(usize, Task)]) -> Result<Manifest> {
-    let head = |task: Task| Head {
-        task,
-        output: task.name().to_owned(),
-        values: Values::Probabilities,
-        labels: task.labels().iter().map(|label| (*label).to_owned()).collect(),
-        point: None,
-        votes: None,
-    };
+fn manifest(config: &Config, graph: &Graph, identity: Identity, heads: &[(usize, Head)]) -> Result<Manifest> {
     let manifest = Manifest {
         schema: SCHEMA,
         name: identity.name,
@@ -110,7 +99,7 @@ fn manifest(config: &Config, graph: &Graph, identity: Identity, tasks: &[(usize,
             sd: validate::NORMALISATION.1,
             template: Some(Template::FACE),
         },
-        heads: tasks.iter().map(|(_, task)| head(*task)).collect(),
+        heads: heads.iter().map(|(_, head)| head.clone()).collect(),
         decoder: None,
         outputs: Vec::new(),
         provenance: Provenance {

@@ -16,15 +16,12 @@ use super::config::Config;
 use super::data::{Faces, Parts};
 use crate::augment;
 use crate::checkpoint;
-use crate::lesson::{self, Lesson, Losses, Options, Plan, WEIGHTS};
+use crate::lesson::{self, Lesson, Losses, Options, Plan, SCORES, WEIGHTS};
 use crate::loader::{Batch, ahead};
 use crate::network::{Mode, Network};
 use crate::optimiser::AdamW;
 use crate::sample::Sample;
 use crate::validate;
-
-/// The figures of the best epoch, in the folder of a complete run.
-pub const SCORES: &str = "scores.json";
 
 /// Pictures in one pass of scoring.
 const BATCH: usize = 256;

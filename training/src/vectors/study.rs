@@ -13,9 +13,9 @@ use super::config::Config;
 use super::rows::Rows;
 use super::score::Score;
 use super::split;
-use super::train::{Manner, SCORES, Scores, train};
+use super::train::{Manner, Scores, train};
 use super::variant::Variant;
-use crate::lesson::{CONFIG, Options, WEIGHTS};
+use crate::lesson::{CONFIG, Options, SCORES, WEIGHTS};
 
 /// The study of a folder, complete.
 pub const REPORT: &str = "study.json";

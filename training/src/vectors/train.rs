@@ -15,13 +15,10 @@ use super::split::Split;
 use super::target::Target;
 use crate::architectures::attribute_mlp::SLOPE;
 use crate::checkpoint;
-use crate::lesson::{self, Lesson, Losses, Options, Plan, WEIGHTS};
+use crate::lesson::{self, Lesson, Losses, Options, Plan, SCORES, WEIGHTS};
 use crate::loss::around;
 use crate::network::{Mode, Network};
 use crate::optimiser::{self, AdamW};
-
-/// The figures of the best epoch on each part of the data, in the folder of a complete run.
-pub const SCORES: &str = "scores.json";
 
 /// What a network is worth on the parts of its data.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
