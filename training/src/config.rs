@@ -1,6 +1,7 @@
 //! All knobs of a training run, read from one TOML file that is saved beside the run.
 
 use std::path::Path;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 use facewise_core::task::Task;
@@ -205,6 +206,41 @@ pub struct DataConfig {
     pub repeat: f64,
 }
 
+/// A value for a key of a configuration, written `KEY=VALUE`: `seed=2`, `optimiser.learning_rate=1e-3`, `stages=[{size=64,epochs=3}]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setting {
+    key: String,
+    value: toml::Value,
+}
+
+impl FromStr for Setting {
+    type Err = anyhow::Error;
+
+    /// What is not TOML is text, so that words need no quotation marks.
+    fn from_str(text: &str) -> Result<Self> {
+        let (key, value) = text.split_once('=').context("not KEY=VALUE")?;
+        ensure!(key.split('.').all(|part| !part.is_empty()), "`{key}` is not a key");
+        let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
+        let value = parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| value.into());
+        Ok(Self { key: key.to_owned(), value })
+    }
+}
+
+impl Setting {
+    fn put_into(&self, mut table: &mut toml::Table) -> Result<()> {
+        let mut parts = self.key.split('.').peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                table.insert(part.to_owned(), self.value.clone());
+                break;
+            }
+            let inner = table.entry(part).or_insert_with(|| toml::Table::new().into());
+            table = inner.as_table_mut().with_context(|| format!("`{}`: `{part}` is no table", self.key))?;
+        }
+        Ok(())
+    }
+}
+
 impl LossConfig {
     /// Weight of a task's loss.
     pub fn weight(&self, task: Task) -> f64 {
@@ -223,8 +259,16 @@ impl Config {
     /// # Errors
     /// When the file is missing, is not TOML of this shape, or a value is out of range.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::read_with(path, &[])
+    }
+
+    /// Reads and checks a configuration in which some values are others.
+    ///
+    /// # Errors
+    /// As for [`Config::parse_with`], and when the file is missing.
+    pub fn read_with(path: &Path, settings: &[Setting]) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+        Self::parse_with(&text, settings).with_context(|| format!("in {}", path.display()))
     }
 
     /// Parses and checks a configuration.
@@ -232,7 +276,32 @@ impl Config {
     /// # Errors
     /// As for [`Config::read`].
     pub fn parse(text: &str) -> Result<Self> {
-        toml::from_str::<Self>(text)?.checked()
+        Self::parse_with(text, &[])
+    }
+
+    /// Parses and checks a configuration in which some values are others.
+    ///
+    /// # Errors
+    /// As for [`Config::read`], and when a key leads into something that is no table.
+    pub fn parse_with(text: &str, settings: &[Setting]) -> Result<Self> {
+        let mut table: toml::Table = toml::from_str(text)?;
+        for setting in settings {
+            setting.put_into(&mut table)?;
+        }
+        table.try_into::<Self>()?.checked()
+    }
+
+    /// The same training of these tasks alone: other heads, and sets that teach nothing else, are left out.
+    ///
+    /// # Errors
+    /// When nothing is left.
+    pub fn only(mut self, tasks: &[Task]) -> Result<Self> {
+        self.network.keep(tasks);
+        for data in &mut self.data {
+            data.tasks.retain(|task| tasks.contains(task));
+        }
+        self.data.retain(|data| !data.tasks.is_empty());
+        self.checked()
     }
 
     /// The configuration, if it can be trained.
@@ -290,12 +359,6 @@ impl Config {
             for task in &data.tasks {
                 ensure!(tasks.contains(task), "set `{}` teaches `{task}`, for which the network has no head", data.set);
             }
-        }
-        if self.distillation.is_some() {
-            ensure!(
-                self.age.is_logits() && tasks == Task::ALL,
-                "`distillation` needs a network with heads for all tasks, and logits of the age"
-            );
         }
         Ok(())
     }
@@ -410,6 +473,43 @@ mod tests {
         ] {
             assert!(error(text).contains(message), "{text}: {}", error(text));
         }
+    }
+
+    #[test]
+    fn values_are_replaced_one_by_one() {
+        const RECIPE: &str = include_str!("../configs/resnet18.toml");
+        let parse = |settings: &[&str]| {
+            let settings: Result<Vec<Setting>> = settings.iter().map(|text| text.parse()).collect();
+            Config::parse_with(RECIPE, &settings?)
+        };
+        let settings =
+            ["seed=7", "optimiser.learning_rate=5e-4", "stages=[{size=48,epochs=3}]", "age.method=ordinal", "name=a=b"];
+        let config = parse(&settings).expect("valid");
+        assert_eq!((config.seed, config.optimiser.learning_rate, config.size(), config.epochs()), (7, 5e-4, 48, 3));
+        assert_eq!((config.age, config.name.as_str()), (AgeConfig::Ordinal, "a=b"));
+        assert_eq!(config.optimiser.warmup_steps, Config::parse(RECIPE).expect("valid").optimiser.warmup_steps);
+        for (setting, message) in [
+            ("seed", "not KEY=VALUE"),
+            ("optimiser..rate=1", "`optimiser..rate` is not a key"),
+            ("seed.of=1", "`seed.of`: `seed` is no table"),
+            ("optimiser.rate=1", "unknown field `rate`"),
+            ("batch=many", "invalid type: string \"many\""),
+        ] {
+            let error = format!("{:#}", parse(&[setting]).expect_err(setting));
+            assert!(error.contains(message), "{setting}: {error}");
+        }
+    }
+
+    #[test]
+    fn tasks_are_trained_alone() {
+        let config = Config::parse(DEFAULT).expect("valid");
+        let sets = |config: &Config| config.data.iter().map(|data| data.set.clone()).collect::<Vec<_>>();
+        let gender = config.clone().only(&[Task::Gender]).expect("valid");
+        assert_eq!(answered(&gender.graph().expect("a network")), [Task::Gender]);
+        assert_eq!(sets(&gender), ["utkface", "celeba_faces"]);
+        assert!(gender.data.iter().all(|data| data.tasks == [Task::Gender]));
+        assert_eq!(sets(&config.clone().only(&Task::ALL).expect("valid")), sets(&config));
+        assert!(config.only(&[]).is_err());
     }
 
     #[test]

@@ -13,9 +13,10 @@ use std::process;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use facewise_core::task::Task;
 use facewise_evaluation::report::Report;
 use facewise_training::architectures::residual::ResidualConfig;
-use facewise_training::config::{Config, NetworkConfig, Stage};
+use facewise_training::config::{Config, NetworkConfig, Setting, Stage};
 use facewise_training::data::{self, Source};
 use facewise_training::model::{self, Identity};
 use facewise_training::network::Precision;
@@ -65,9 +66,16 @@ enum Command {
         /// other heads, or of torchvision (safetensors)
         #[arg(long, conflicts_with = "resume")]
         init: Option<PathBuf>,
-        /// Weights of the same network, whose answers are learned beside the labels as `[distillation]` says
+        /// Folder of a run of whatever network and size, or weights of a network like this one, whose answers are learned beside the
+        /// labels as `[distillation]` says; of several the mean
         #[arg(long)]
-        teacher: Option<PathBuf>,
+        teacher: Vec<PathBuf>,
+        /// Train these alone, of the tasks of the configuration, with the sets that teach them
+        #[arg(long, value_delimiter = ',')]
+        tasks: Vec<Task>,
+        /// Another value in the configuration, as in `optimiser.learning_rate=1e-3`; may be given several times
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<Setting>,
         #[command(flatten)]
         compute: ComputeArgs,
     },
@@ -121,6 +129,9 @@ enum Command {
         /// Also write the weights, in 16-bit floats, for training on with `train --init`
         #[arg(long)]
         weights: Option<PathBuf>,
+        /// Leave the probabilities as sure as they were learned, instead of as held-out pictures allow
+        #[arg(long)]
+        uncalibrated: bool,
     },
     /// Write the figures of evaluation reports into a model's manifest
     Record {
@@ -256,19 +267,20 @@ fn main() -> Result<()> {
         Command::Embeddings(command) => embeddings_command::run(command)?,
         Command::Encoder(command) => encoder_command::run(command)?,
         Command::Prepare(command) => prepare_command::run(command)?,
-        Command::Train { config, source, run, resume, init, teacher, compute } => {
+        Command::Train { config, source, run, resume, init, teacher, tasks, settings, compute } => {
             let config = match config {
-                Some(path) => Config::read(&path)?,
-                None if resume => Config::read(&run.join(lesson::CONFIG))?,
-                None => Config::parse(include_str!("../configs/resnet18.toml"))?,
+                Some(path) => Config::read_with(&path, &settings)?,
+                None if resume => Config::read_with(&run.join(lesson::CONFIG), &settings)?,
+                None => Config::parse_with(include_str!("../configs/resnet18.toml"), &settings)?,
             };
             let (config, source) = source.of(config)?;
+            let config = if tasks.is_empty() { config } else { config.only(&tasks)? };
             let (device, precision) = compute.prepare()?;
             let options = lesson::Options { run, resume, init, device, precision };
             lesson::check(&config, &options)?;
             let (mix, validation) = source.load(&config)?;
             eprintln!("{} samples an epoch, {} held out", mix.epoch_len(), validation.len());
-            let figures = train::train(&config, mix, &validation, teacher.as_deref(), &options)?;
+            let figures = train::train(&config, mix, &validation, &teacher, &options)?;
             println!("{}", serde_json::to_string_pretty(&figures)?);
         }
         Command::Trunk { weights, out } => checkpoint::trunk(&weights, &out)?,
@@ -279,13 +291,17 @@ fn main() -> Result<()> {
                 println!("{name}: {samples} samples in {parts} parts");
             })?;
         }
-        Command::Export { run, source, models, name, model_version, description, weights } => {
+        Command::Export { run, source, models, name, model_version, description, weights, uncalibrated } => {
             let config = Config::read(&run.join(lesson::CONFIG))?;
             let (config, source) = source.of(config)?;
             let samples = source.validation(&config)?;
             let identity = Identity { name, version: model_version, description };
-            let (path, parity) = model::write(&run, &models, identity, &samples, weights.as_deref())?;
-            println!("{}", path.display());
+            let written = model::write(&run, &models, identity, &samples, weights.as_deref(), uncalibrated)?;
+            println!("{}", written.path.display());
+            for (task, temperature) in &written.temperatures {
+                println!("{task}: logits divided by {temperature:.3}");
+            }
+            let parity = written.parity;
             println!(
                 "parity over {} crops: libtorch and ONNX Runtime differ by at most {:.1e}, a row alone and in a batch by {:.1e}",
                 parity.pictures, parity.max_abs_difference, parity.max_row_difference

@@ -14,6 +14,7 @@ use prost::Message;
 use tch::Device;
 use tch::nn::VarStore;
 
+use crate::calibrate;
 use crate::checkpoint;
 use crate::config::{self, Config};
 use crate::graph::Graph;
@@ -43,7 +44,19 @@ pub struct Identity {
     pub description: String,
 }
 
-/// Writes a complete run as `<models>/<name>/<version>/`, and its weights in 16-bit floats where `weights` says, then runs real crops through libtorch and ONNX Runtime and compares.
+/// A network as a model of the repository.
+#[derive(Debug)]
+pub struct Written {
+    /// The ONNX file.
+    pub path: PathBuf,
+    /// What libtorch and ONNX Runtime agree on.
+    pub parity: Parity,
+    /// What the logits of tasks were divided by.
+    pub temperatures: Vec<(Task, f64)>,
+}
+
+/// Writes a complete run as `<models>/<name>/<version>/`, with the temperatures that held-out samples ask for unless it is to stay
+/// `uncalibrated`, and its weights in 16-bit floats where `weights` says; then runs real crops through libtorch and ONNX Runtime and compares.
 ///
 /// # Errors
 /// When the run is not complete, a file cannot be written, no samples are given, or the engines disagree.
@@ -53,11 +66,15 @@ pub fn write(
     identity: Identity,
     samples: &[Sample],
     weights: Option<&Path>,
-) -> Result<(PathBuf, Parity)> {
+    uncalibrated: bool,
+) -> Result<Written> {
     ensure!(!samples.is_empty(), "nothing is held out that libtorch and ONNX Runtime could be compared on");
     let config = Config::read(&run.join(lesson::CONFIG))?;
     let graph = config.graph()?;
-    let (variables, network) = finished(run, &graph, weights)?;
+    let (variables, network) = finished(run, &graph)?;
+    let temperatures =
+        if uncalibrated { Vec::new() } else { calibrate::calibrate(&network, &variables, samples, &config)? };
+    round(&variables, weights)?;
     let manifest = manifest(&config, &graph, identity)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
     let is_logits = |task: &Task| *task != Task::Age || config.age.is_logits();
@@ -69,23 +86,28 @@ pub fn write(
     let spread: Vec<Sample> = samples.iter().step_by(step).take(PARITY_PICTURES).cloned().collect();
     let batches = validate::plain_batches(&spread, config.size()).map(|batch| validate::pixels(&batch, Device::Cpu));
     let parity = parity::check(&path, &network, batches, LOGIT_TOLERANCE)?;
-    Ok((path, parity))
+    Ok(Written { path, parity, temperatures })
 }
 
-/// The network of a complete run, its weights rounded to 16-bit floats, which are also written where `weights` says: the file kept for
-/// training on and the ONNX file then hold the same numbers.
+/// The network of a complete run.
 ///
 /// # Errors
-/// When the run is not complete, or the weights cannot be written.
-pub(crate) fn finished(run: &Path, graph: &Graph, weights: Option<&Path>) -> Result<(VarStore, Network)> {
+/// When the run is not complete.
+pub(crate) fn finished(run: &Path, graph: &Graph) -> Result<(VarStore, Network)> {
     let variables = VarStore::new(Device::Cpu);
     let network = Network::new(&variables.root(), graph);
     checkpoint::load_weights(&run.join(lesson::WEIGHTS), &variables).context("is the run complete?")?;
-    checkpoint::round_to_half(&variables);
-    if let Some(path) = weights {
-        checkpoint::save_half(path, &variables)?;
-    }
     Ok((variables, network))
+}
+
+/// Rounds weights to 16-bit floats, and writes them where `weights` says: the file kept for training on and the ONNX file then hold the
+/// same numbers.
+///
+/// # Errors
+/// When the weights cannot be written.
+pub(crate) fn round(variables: &VarStore, weights: Option<&Path>) -> Result<()> {
+    checkpoint::round_to_half(variables);
+    weights.map_or(Ok(()), |path| checkpoint::save_half(path, variables))
 }
 
 /// Writes the ONNX file with its manifest, and the manifest beside it; returns the path of the former. `heads` get their probabilities

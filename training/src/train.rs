@@ -1,6 +1,6 @@
 //! Trains the attributes of a face: the [`Lesson`] of crops with labels of several tasks.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
@@ -10,15 +10,16 @@ use indicatif::ProgressBar;
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
+use crate::age::AgeConfig;
 use crate::architectures::multitask;
 use crate::checkpoint;
-use crate::config::{Config, NetworkConfig, SgdConfig};
+use crate::config::{self, Config, NetworkConfig, SgdConfig};
 use crate::lesson::{self, Lesson, Losses, Options, Plan};
 use crate::loader::{Batch, Epoch, Mix};
 use crate::loss;
 use crate::network::{Mode, Network};
 use crate::optimiser::{Optimiser, Plateau, Sgd};
-use crate::sample::{ANSWERS, Answers, Sample};
+use crate::sample::{ANSWERS, Sample};
 use crate::validate::{self, Score};
 
 /// Trains a network as [`lesson::learn`] does.
@@ -29,45 +30,87 @@ pub fn train(
     config: &Config,
     mut mix: Mix,
     validation: &[Sample],
-    teacher: Option<&Path>,
+    teachers: &[PathBuf],
     options: &Options,
 ) -> Result<Score> {
     let (samples, batch) = (mix.epoch_len(), config.batch);
     ensure!(samples >= batch, "an epoch of {samples} samples has no batch of {batch}");
-    match (&config.distillation, teacher) {
-        (Some(_), Some(teacher)) => teach(config, &mut mix.samples, teacher, options)?,
-        (Some(_), None) => bail!("the configuration has `[distillation]`: give the teacher's weights with --teacher"),
-        (None, Some(_)) => bail!("the configuration has no `[distillation]`, which says how much a teacher counts"),
-        (None, None) => {}
+    match (&config.distillation, teachers) {
+        (Some(_), []) => {
+            bail!("the configuration has `[distillation]`: give a teacher's run or weights with --teacher")
+        }
+        (None, [_, ..]) => bail!("the configuration has no `[distillation]`, which says how much a teacher counts"),
+        (_, teachers) => teach(config, &mut mix.samples, teachers, options)?,
     }
     let lesson = Attributes { config, mix: Arc::new(mix), validation, device: options.device };
     lesson::learn(&lesson, &config.graph()?, config, options)
 }
 
-/// Asks a network like the one to be trained about every sample and its mirror image; the mean of both is the teacher's answer.
-fn teach(config: &Config, samples: &mut [Sample], weights: &Path, options: &Options) -> Result<()> {
-    let variables = VarStore::new(options.device);
-    let teacher = Network::new(&variables.root(), &config.graph()?).with_precision(options.precision);
-    checkpoint::load_weights(weights, &variables)?;
-    let mut answers: Vec<Answers> = Vec::with_capacity(samples.len());
+/// A network that is asked.
+struct Teacher {
+    network: Network,
+    /// Side of the crops that it sees.
+    size: u32,
+    age: AgeConfig,
+    /// Keeps the weights.
+    _variables: VarStore,
+}
+
+impl Teacher {
+    /// Of a run, or from the weights of a network like the one to be trained.
+    fn open(path: &Path, config: &Config, options: &Options) -> Result<Self> {
+        let of_run = path.is_dir().then(|| Config::read(&path.join(lesson::CONFIG))).transpose()?;
+        let weights = if of_run.is_some() { path.join(lesson::WEIGHTS) } else { path.to_owned() };
+        let config = of_run.as_ref().unwrap_or(config);
+        let graph = config.graph()?;
+        ensure!(config::answered(&graph) == Task::ALL, "the teacher {} does not answer all tasks", path.display());
+        let variables = VarStore::new(options.device);
+        let network = Network::new(&variables.root(), &graph).with_precision(options.precision);
+        checkpoint::load_weights(&weights, &variables)?;
+        Ok(Self { network, size: config.size(), age: config.age, _variables: variables })
+    }
+
+    /// The probabilities of all tasks, of each sample the mean for its plain crop and that crop's mirror image, `[n, ANSWERS]`.
+    fn answer(&self, samples: &[Sample], device: Device) -> Result<Vec<f32>> {
+        let mut numbers = Vec::with_capacity(samples.len() * ANSWERS);
+        for batch in validate::plain_batches(samples, self.size) {
+            let pixels = validate::pixels(&batch, device);
+            let mirrored = pixels.flip([3]);
+            let [straight, mirrored] = [pixels, mirrored].map(|pixels| {
+                let outputs = self.network.answer(&pixels, Mode::Eval);
+                let tasks = Task::ALL.iter().filter_map(|task| validate::probabilities(&outputs, *task, &self.age));
+                Tensor::cat(&tasks.collect::<Vec<_>>(), 1)
+            });
+            let mean = ((straight + mirrored) / 2.0).contiguous().flatten(0, -1);
+            numbers.extend(Vec::<f32>::try_from(mean)?);
+        }
+        Ok(numbers)
+    }
+}
+
+/// Asks the teachers about every sample; the mean of what they say is its answer.
+fn teach(config: &Config, samples: &mut [Sample], paths: &[PathBuf], options: &Options) -> Result<()> {
+    /// Between two steps of the progress bar.
+    const TOGETHER: usize = 1024;
+    let teachers = paths.iter().map(|path| Teacher::open(path, config, options)).collect::<Result<Vec<_>>>()?;
+    if teachers.is_empty() {
+        return Ok(());
+    }
+    let share = 1.0 / teachers.len() as f32;
     let progress = ProgressBar::new(samples.len() as u64).with_prefix("teacher");
-    for batch in validate::plain_batches(samples, config.size()) {
-        let pixels = validate::pixels(&batch, options.device);
-        let mirrored = pixels.flip([3]);
-        let [straight, mirrored] = [pixels, mirrored].map(|pixels| {
-            let outputs = teacher.answer(&pixels, Mode::Eval);
-            let tasks = Task::ALL.iter().filter_map(|task| validate::probabilities(&outputs, *task, &config.age));
-            Tensor::cat(&tasks.collect::<Vec<_>>(), 1)
-        });
-        let mean = ((straight + mirrored) / 2.0).contiguous().flatten(0, -1);
-        let numbers = Vec::<f32>::try_from(mean)?;
-        answers.extend(numbers.as_chunks::<ANSWERS>().0);
-        progress.set_position(answers.len() as u64);
+    for samples in samples.chunks_mut(TOGETHER) {
+        let mut sums = vec![[0.0; ANSWERS]; samples.len()];
+        for teacher in &teachers {
+            let numbers = teacher.answer(samples, options.device)?;
+            let numbers = sums.as_flattened_mut().iter_mut().zip(numbers);
+            numbers.for_each(|(sum, number)| *sum += share * number);
+        }
+        for (sample, answers) in samples.iter_mut().zip(sums) {
+            sample.labels.answers = Some(answers);
+        }
+        progress.inc(samples.len() as u64);
     }
     progress.finish_and_clear();
-    for (sample, answers) in samples.iter_mut().zip(answers) {
-        sample.labels.answers = Some(answers);
-    }
     Ok(())
 }
 
@@ -150,5 +193,74 @@ impl Lesson for Attributes<'_> {
         let age = tasks.age.as_ref().map_or(f64::NAN, |metrics| metrics.mae);
         let figures = [format!("{loss:.4}"), format!("{age:.3}")];
         figures.into_iter().chain([&tasks.gender, &tasks.smile, &tasks.emotion].map(accuracy)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use facewise_core::picture::RgbImage;
+
+    use super::*;
+    use crate::lesson::CONFIG;
+    use crate::network::Precision;
+    use crate::sample::{Answers, Labels};
+
+    fn config(size: u32, network: &str) -> Config {
+        let recipe = include_str!("../configs/default.toml").replace("size = 64", &format!("size = {size}"));
+        Config::parse(&recipe.replace("widths = [32, 64, 128, 256]", network)).expect("a recipe")
+    }
+
+    fn save(weights: &Path, config: &Config) {
+        let variables = VarStore::new(Device::Cpu);
+        Network::new(&variables.root(), &config.graph().expect("a network"));
+        checkpoint::save_weights(weights, &variables).expect("a file");
+    }
+
+    fn options(folder: &Path) -> Options {
+        let (device, precision) = (Device::Cpu, Precision::Fp32);
+        Options { run: folder.join("new"), resume: false, init: None, device, precision }
+    }
+
+    /// A network of one's own kind and the run of another, at another size.
+    #[test]
+    fn teachers_of_whatever_kind_answer_by_their_mean() {
+        tch::manual_seed(3);
+        let folder = tempfile::tempdir().expect("a folder");
+        let student = config(32, "widths = [4, 4, 4, 4]");
+        let [alike, run] = ["alike.safetensors", "run"].map(|name| folder.path().join(name));
+        save(&alike, &student);
+        let other = config(48, "widths = [4, 8, 8, 8]");
+        std::fs::create_dir(&run).expect("a folder");
+        std::fs::write(run.join(CONFIG), toml::to_string(&other).expect("plain data")).expect("a file");
+        save(&run.join(lesson::WEIGHTS), &other);
+
+        let options = options(folder.path());
+        let answers = |teachers: &[&PathBuf]| -> Vec<Answers> {
+            let picture = |n: u8| RgbImage::from_fn(64, 64, |x, y| image::Rgb([n * 80, (x * 4) as u8, (y * 4) as u8]));
+            let sample = |n| Sample { picture: picture(n), landmarks: None, labels: Labels::default() };
+            let mut samples: Vec<Sample> = (0..3).map(sample).collect();
+            let teachers: Vec<PathBuf> = teachers.iter().map(|path| (*path).clone()).collect();
+            teach(&student, &mut samples, &teachers, &options).expect("answers");
+            samples.iter().map(|sample| sample.labels.answers.expect("every sample has one")).collect()
+        };
+        let [first, second, both] = [answers(&[&alike]), answers(&[&run]), answers(&[&alike, &run])];
+        assert_ne!(first, second);
+        for ((first, second), both) in first.iter().zip(&second).zip(&both) {
+            assert!((both.iter().sum::<f32>() - Task::ALL.len() as f32).abs() < 1e-4, "a distribution a task");
+            for ((first, second), both) in first.iter().zip(second).zip(both) {
+                assert!((f32::midpoint(*first, *second) - both).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn a_teacher_answers_all_tasks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = folder.path();
+        let recipe = include_str!("../configs/ssr-net.toml");
+        std::fs::write(run.join(CONFIG), recipe).expect("a file");
+        let options = options(run);
+        let error = Teacher::open(run, &Config::parse(recipe).expect("a recipe"), &options).err().expect("an age only");
+        assert!(error.to_string().contains("does not answer all tasks"), "{error:#}");
     }
 }

@@ -38,6 +38,12 @@ impl AgeReading {
     pub fn group(&self) -> AgeGroup {
         AgeGroup::from_years(self.years)
     }
+
+    /// Whether the interval holds the true age in whole years, its ends included; an age over 100 counts as 100.
+    pub fn covers(&self, truth: f32) -> bool {
+        let whole_years = truth.round().min((AGES - 1) as f32);
+        (f32::from(self.low)..=f32::from(self.high)).contains(&whole_years)
+    }
 }
 
 /// Ten years of age by their first, a multiple of ten; written `30-39`.
@@ -182,8 +188,7 @@ impl AgeScore {
         let error = f64::from(prediction.years) - f64::from(truth);
         let (group, true_group) = (prediction.group().index(), AgeGroup::from_years(truth).index());
         let steps = group.abs_diff(true_group);
-        let whole_years = truth.round().min((AGES - 1) as f32);
-        let covered = (f32::from(prediction.low)..=f32::from(prediction.high)).contains(&whole_years);
+        let covered = prediction.covers(truth);
         self.tally.count(weights, |tally, times| {
             tally.rows += times;
             tally.absolute += f64::from(times) * error.abs();

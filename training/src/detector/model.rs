@@ -19,7 +19,7 @@ use crate::config::epochs;
 use crate::graph::Graph;
 use crate::lesson;
 use crate::loader::Batch;
-use crate::model::{self, Identity, commit, finished, remember};
+use crate::model::{self, Identity, commit, finished, remember, round};
 use crate::network::Network;
 use crate::onnx::export::{self, Sides};
 use crate::onnx::parity::{self, Parity};
@@ -51,7 +51,8 @@ pub fn write(
 ) -> Result<(PathBuf, Parity)> {
     let config = Config::read(&run.join(lesson::CONFIG))?;
     let graph = detector(&config.network)?;
-    let (variables, network) = finished(run, &graph, weights)?;
+    let (variables, network) = finished(run, &graph)?;
+    round(&variables, weights)?;
     let manifest = manifest(&config, &graph, identity)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
     let path = save(&folder, &graph, &variables, &manifest)?;
