@@ -206,11 +206,12 @@ pub struct DataConfig {
     pub repeat: f64,
 }
 
-/// A value for a key of a configuration, written `KEY=VALUE`: `seed=2`, `optimiser.learning_rate=1e-3`, `stages=[{size=64,epochs=3}]`.
+/// A value for a key of a configuration, written `KEY=VALUE`: `seed=2`, `optimiser.learning_rate=1e-3`, `stages=[{size=64,epochs=3}]`. Nothing
+/// behind the sign, as in `distillation=`, takes the key out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     key: String,
-    value: toml::Value,
+    value: Option<toml::Value>,
 }
 
 impl FromStr for Setting {
@@ -221,7 +222,8 @@ impl FromStr for Setting {
         let (key, value) = text.split_once('=').context("not KEY=VALUE")?;
         ensure!(key.split('.').all(|part| !part.is_empty()), "`{key}` is not a key");
         let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
-        let value = parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| value.into());
+        let parsed = parsed.and_then(|mut table| table.remove("value"));
+        let value = (!value.is_empty()).then(|| parsed.unwrap_or_else(|| value.into()));
         Ok(Self { key: key.to_owned(), value })
     }
 }
@@ -231,7 +233,10 @@ impl Setting {
         let mut parts = self.key.split('.').peekable();
         while let Some(part) = parts.next() {
             if parts.peek().is_none() {
-                table.insert(part.to_owned(), self.value.clone());
+                match &self.value {
+                    Some(value) => table.insert(part.to_owned(), value.clone()),
+                    None => table.remove(part),
+                };
                 break;
             }
             let inner = table.entry(part).or_insert_with(|| toml::Table::new().into());
@@ -498,6 +503,9 @@ mod tests {
             let error = format!("{:#}", parse(&[setting]).expect_err(setting));
             assert!(error.contains(message), "{setting}: {error}");
         }
+        assert!(Config::parse(DEFAULT).expect("valid").distillation.is_some());
+        let removal = "distillation=".parse().expect("a setting");
+        assert!(Config::parse_with(DEFAULT, &[removal]).expect("valid").distillation.is_none());
     }
 
     #[test]

@@ -73,7 +73,7 @@ enum Command {
         /// Train these alone, of the tasks of the configuration, with the sets that teach them
         #[arg(long, value_delimiter = ',')]
         tasks: Vec<Task>,
-        /// Another value in the configuration, as in `optimiser.learning_rate=1e-3`; may be given several times
+        /// Another value in the configuration, as in `optimiser.learning_rate=1e-3`, or none, as in `distillation=`; may be given several times
         #[arg(long = "set", value_name = "KEY=VALUE")]
         settings: Vec<Setting>,
         #[command(flatten)]
