@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tch::nn::VarStore;
@@ -14,7 +14,7 @@ use tch::{Device, Tensor};
 
 use crate::checkpoint::{self, Findings, Inherited, Position};
 use crate::config::OptimiserConfig;
-use crate::graph::Graph;
+use crate::graph::{Graph, Layer};
 use crate::network::{Network, Precision};
 use crate::optimiser::{self, AdamW, Optimiser, Plateau};
 
@@ -32,6 +32,9 @@ pub const SCORES: &str = "scores.json";
 
 /// The averaged weights in the folder of a run that is complete: of its last epoch, or of the best where a lesson has a criterion.
 pub const WEIGHTS: &str = "weights.safetensors";
+
+/// Name of the file in a run's folder that it can go on from.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// What a run needs beside its configuration.
 #[derive(Clone, Debug)]
@@ -166,6 +169,7 @@ pub fn check(config: &impl Serialize, options: &Options) -> Result<()> {
 /// # Errors
 /// When the folder holds another run, something cannot be read or written, or the loss is not a number any more.
 pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, options: &Options) -> Result<L::Score> {
+    ensure_learnable(graph, options.device)?;
     let plan = lesson.plan();
     tch::manual_seed(plan.seed as i64);
     let live = VarStore::new(options.device);
@@ -271,6 +275,20 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
     Ok(score)
 }
 
+/// libtorch 2.11.0 writes beside its memory when it learns 1 × 1 convolutions with a stride and fewer than seven channels on a CPU
+/// (oneDNN's gradient of the weights, channels last).
+fn ensure_learnable(graph: &Graph, device: Device) -> Result<()> {
+    const FEWEST: usize = 8;
+    let breaks = |layer: &Layer| matches!(layer, Layer::Conv2d(conv) if conv.kernel == 1 && conv.stride > 1 && conv.inputs < FEWEST);
+    let broken = graph.nodes().iter().find(|node| breaks(&node.layer) && device == Device::Cpu);
+    broken.map_or(Ok(()), |node| {
+        bail!(
+            "libtorch cannot learn the convolution {} of fewer than {FEWEST} channels: make the network wider",
+            node.name
+        )
+    })
+}
+
 /// Starts from a file, and says what is not from it.
 fn inherit(weights: &Path, live: &VarStore, quiet: bool) -> Result<()> {
     let Inherited { taken, new, left } = checkpoint::start_from(weights, live)?;
@@ -337,7 +355,7 @@ impl Run {
     }
 
     fn checkpoint(&self) -> PathBuf {
-        self.folder.join("checkpoint.safetensors")
+        self.folder.join(CHECKPOINT)
     }
 
     /// Weights of the best epoch, while the run goes on.
@@ -428,6 +446,21 @@ mod tests {
         assert!(over(Some((4, 0.5)), 6, Some(0)));
         assert!(!over(Some((4, 0.5)), 99, None));
         assert!(!over(None, 99, Some(0)));
+    }
+
+    #[test]
+    fn what_libtorch_breaks_at_is_not_begun() {
+        let graph = |inputs: usize, stride: usize| {
+            let mut b = GraphBuilder::new(InputSpec { channels: inputs, size: 8 });
+            let x = b.conv2d("narrow", b.input(), Conv2d::new(inputs, 8, 1).stride(stride));
+            b.finish([("map", x)]).unwrap()
+        };
+        for (inputs, stride) in [(8, 2), (4, 1)] {
+            assert!(ensure_learnable(&graph(inputs, stride), Device::Cpu).is_ok());
+        }
+        let error = ensure_learnable(&graph(4, 2), Device::Cpu).unwrap_err();
+        assert!(error.to_string().contains("the convolution narrow"), "{error}");
+        assert!(ensure_learnable(&graph(4, 2), Device::Cuda(0)).is_ok());
     }
 
     impl Lesson for Noise {

@@ -16,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use facewise_core::task::Task;
 use facewise_evaluation::report::Report;
 use facewise_training::architectures::residual::ResidualConfig;
+use facewise_training::comparison::{self, Places};
 use facewise_training::config::{Config, NetworkConfig, Setting, Stage};
 use facewise_training::data::{self, Source};
 use facewise_training::model::{self, Identity};
@@ -76,6 +77,29 @@ enum Command {
         /// Another value in the configuration, as in `optimiser.learning_rate=1e-3`, or none, as in `distillation=`; may be given several times
         #[arg(long = "set", value_name = "KEY=VALUE")]
         settings: Vec<Setting>,
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
+    /// Train many runs that one file tells, score each on the same rows, and print the table; what is complete is not trained again
+    Compare {
+        /// The comparison, as in training/configs/multitask.toml
+        #[arg(long)]
+        runs: PathBuf,
+        /// Folder with one folder a set
+        #[arg(long)]
+        data: PathBuf,
+        /// Packed parts to learn from, which are read faster
+        #[arg(long)]
+        pack: Option<PathBuf>,
+        /// Folder of the runs, and of the table
+        #[arg(long)]
+        out: PathBuf,
+        /// Train these alone
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Another value in all recipes, as for `train`
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
         #[command(flatten)]
         compute: ComputeArgs,
     },
@@ -282,6 +306,10 @@ fn main() -> Result<()> {
             eprintln!("{} samples an epoch, {} held out", mix.epoch_len(), validation.len());
             let figures = train::train(&config, mix, &validation, &teacher, &options)?;
             println!("{}", serde_json::to_string_pretty(&figures)?);
+        }
+        Command::Compare { runs, data, pack, out, only, settings, compute } => {
+            let (device, _) = compute.prepare()?;
+            print!("{}", comparison::compare(&runs, &Places { data, pack, out }, &only, &settings, device)?);
         }
         Command::Trunk { weights, out } => checkpoint::trunk(&weights, &out)?,
         Command::Average { weights, out } => checkpoint::average(&weights, &out)?,

@@ -186,7 +186,7 @@ impl Lesson for Attributes<'_> {
         validate::score(network, self.validation, self.config.size_in(epoch), self.config, self.device)
     }
 
-    fn figures(Score { loss, tasks }: &Score) -> Vec<String> {
+    fn figures(Score { loss, tasks, .. }: &Score) -> Vec<String> {
         let accuracy = |metrics: &Option<LabelMetrics>| {
             format!("{:.4}", metrics.as_ref().map_or(f64::NAN, |metrics| metrics.accuracy))
         };

@@ -46,6 +46,8 @@ pub fn plain_batches(samples: &[Sample], size: u32) -> impl Iterator<Item = Batc
 pub struct Score {
     /// The joint loss: the weighted sum of the mean loss of each task.
     pub loss: f64,
+    /// Share of the ages whose most probable year is the true one, as networks that take years for classes are scored.
+    pub age_exact: Option<f64>,
     /// The figures of each task.
     #[serde(flatten)]
     pub tasks: TaskMetrics,
@@ -58,6 +60,7 @@ pub struct Score {
 pub fn score(network: &Network, samples: &[Sample], size: u32, config: &Config, device: Device) -> Result<Score> {
     let mut scores = Scores::default();
     let mut losses = [(0.0, 0); Task::ALL.len()];
+    let (mut exact, mut ages) = (0, 0);
     for batch in plain_batches(samples, size) {
         let outputs = network.answer(&pixels(&batch, device), Mode::Eval);
         let of_tasks = loss::joint(&outputs, &batch.labels, &config.loss, &config.age, None).tasks;
@@ -78,6 +81,10 @@ pub fn score(network: &Network, samples: &[Sample], size: u32, config: &Config, 
                 rows.as_ref().map(|rows| LabelDistribution::from_probabilities(task, &rows[row])).transpose()
             };
             let years = age.as_ref().map(|rows| AgeDistribution::from_probabilities(&rows[row])).transpose()?;
+            if let (Some(years), Some(truth)) = (&years, labels.age) {
+                ages += 1;
+                exact += u32::from(years.mode() == truth.round() as usize);
+            }
             let prediction = Prediction {
                 age: years.map(|years| AgeReading::of(&years, config.age.point())),
                 gender: label(Task::Gender, &gender)?,
@@ -89,7 +96,8 @@ pub fn score(network: &Network, samples: &[Sample], size: u32, config: &Config, 
     }
     let means = Task::ALL.iter().zip(losses).filter(|(_, (_, n))| *n > 0);
     let loss = means.map(|(task, (sum, n))| config.loss.weight(*task) * sum / n as f64).sum();
-    Ok(Score { loss, tasks: scores.finish() })
+    let age_exact = (ages > 0).then(|| f64::from(exact) / f64::from(ages));
+    Ok(Score { loss, age_exact, tasks: scores.finish() })
 }
 
 /// A task's distributions, fp32 `[n, classes]` on the CPU, if the network answers it.

@@ -210,3 +210,52 @@ async fn every_network_is_learned_by_heart_written_and_served() {
     }
     running.stop().await;
 }
+
+/// The trainings of one file: alone, jointly, and from another's trunk; what is complete stays as it is.
+#[test]
+fn trainings_are_compared_in_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    faces(&folder.path().join("faces"));
+    let case = Case { kind: "resnet18", divisor: 8, size: 32, epochs: 2, age_alone: false, method: "\"classes\"" };
+    let own = recipe(&case)
+        .replace("\"another\"", "\"faces\"")
+        .replace("where = \"\"", "where = \"split=train\"\nvalidation = \"split=val\"");
+    fs::write(folder.path().join("recipe.toml"), own).unwrap();
+    let plan = r#"
+        settings = ["batch=4"]
+        test = [{ set = "faces", where = "split=val", tasks = ["age", "gender", "emotion"] }]
+        run = [
+            { name = "gender", config = "recipe.toml", tasks = ["gender"] },
+            { name = "all", config = "recipe.toml", settings = ["seed=4"], trunk_of = "gender" },
+        ]
+    "#;
+    fs::write(folder.path().join("plan.toml"), plan).unwrap();
+    let compare = |more: &[&str]| {
+        let arguments = ["compare", "--runs", "plan.toml", "--data", ".", "--out", "out", "--threads", "1"];
+        program(folder.path(), &[&arguments, more].concat())
+    };
+    let line = |table: &str, name: &str| -> Vec<String> {
+        let line = table.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap_or_default();
+        line.split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+
+    let table = compare(&["--only", "gender"]);
+    assert_eq!(table.lines().count(), 3, "{table}");
+    let gender = line(&table, "gender");
+    assert!(gender[6].ends_with('%') && gender[12].ends_with('%'), "{table}");
+    assert!([7, 8, 9, 10, 11].iter().all(|cell| gender[*cell].is_empty()), "{table}");
+
+    let table = compare(&["--set", "optimiser.learning_rate=1e-3"]);
+    assert_eq!(line(&table, "gender"), gender, "it was complete");
+    let all = line(&table, "all");
+    // The smiles of the test set are not asked for.
+    assert!(all[7].is_empty() && all[13].ends_with('%'), "{table}");
+    for cell in [6, 8, 9, 10] {
+        assert!(all[cell].ends_with('%'), "{table}");
+    }
+    assert!(all[11].parse::<f64>().unwrap() < 100.0, "{table}");
+    assert_eq!(fs::read_to_string(folder.path().join("out/table.md")).unwrap(), table);
+    let config = fs::read_to_string(folder.path().join("out/all/config.toml")).unwrap();
+    assert!(["batch = 4", "seed = 4", "learning_rate = 0.001"].iter().all(|line| config.contains(line)), "{config}");
+    assert!(!folder.path().join("out/all.trunk.safetensors").exists());
+}
