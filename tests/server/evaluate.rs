@@ -122,6 +122,8 @@ async fn crops_of_the_detector_are_those_of_the_server() {
 
 #[test]
 fn keypoints_of_the_stored_picture_are_turned_with_it() {
+    /// Years that the losses of the JPEG format may be worth.
+    const SAME: f64 = 0.05;
     // Labelled 0 all of them, so that the error is the mean of the answers.
     let mae = |orientation, keypoints: &str| {
         let folder = tempfile::tempdir().unwrap();
@@ -137,10 +139,10 @@ fn keypoints_of_the_stored_picture_are_turned_with_it() {
     // Mirrored, the eye on the left is the right one again; turned by a quarter, (x, y) is stored as (y, 120 − x).
     for (orientation, keypoints) in [(2, "60,46,90,40,80,60,82,78"), (6, "40,90,46,60,60,80,78,82")] {
         let turned = mae(orientation, keypoints);
-        assert!((turned - straight).abs() < 0.05, "orientation {orientation}: {turned} is not {straight}");
+        assert!((turned - straight).abs() < SAME, "orientation {orientation}: {turned} is not {straight}");
     }
     let elsewhere = mae(6, "30,40,60,46,40,60,38,78");
-    assert!((elsewhere - straight).abs() > 0.2, "it matters: {elsewhere} is {straight}");
+    assert!((elsewhere - straight).abs() > 2.0 * SAME, "it matters: {elsewhere} is {straight}");
 }
 
 #[test]
