@@ -104,23 +104,10 @@ impl Places {
 /// # Errors
 /// When the comparison or a recipe cannot be read, two runs have one name, a run starts from one that is not complete, or a training fails.
 pub fn compare(file: &Path, places: &Places, only: &[String], settings: &[String], device: Device) -> Result<String> {
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let comparison: Comparison = toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+    let (comparison, configs) = read(file, settings)?;
     let names: Vec<&str> = comparison.run.iter().map(|entry| entry.name.as_str()).collect();
-    for (index, name) in names.iter().enumerate() {
-        ensure!(!names[..index].contains(name), "two runs are called {name}");
-    }
     for name in only {
         ensure!(names.contains(&name.as_str()), "no run is called {name}; there are {}", names.join(", "));
-    }
-    let recipes = file.parent().unwrap_or(Path::new("."));
-    let mut configs = Vec::new();
-    for entry in &comparison.run {
-        let settings = comparison.settings.iter().chain(&entry.settings).chain(settings);
-        let settings: Vec<Setting> = settings.map(|text| text.parse()).collect::<Result<_>>()?;
-        let of = || format!("run {}", entry.name);
-        let config = Config::read_with(&recipes.join(&entry.config), &settings).with_context(of)?;
-        configs.push(if entry.tasks.is_empty() { config } else { config.only(&entry.tasks).with_context(of)? });
     }
     fs::create_dir_all(&places.out).with_context(|| format!("cannot make {}", places.out.display()))?;
     for (entry, config) in comparison.run.iter().zip(&configs) {
@@ -135,6 +122,28 @@ pub fn compare(file: &Path, places: &Places, only: &[String], settings: &[String
         fs::write(places.out.join(TABLE), table(&complete(&comparison, places)?))?;
     }
     Ok(table(&complete(&comparison, places)?))
+}
+
+/// A comparison, and the configuration of each of its runs.
+fn read(file: &Path, settings: &[String]) -> Result<(Comparison, Vec<Config>)> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let comparison: Comparison = toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+    let recipes = file.parent().unwrap_or(Path::new("."));
+    let mut configs = Vec::new();
+    for (index, entry) in comparison.run.iter().enumerate() {
+        let earlier = &comparison.run[..index];
+        ensure!(earlier.iter().all(|other| other.name != entry.name), "two runs are called {}", entry.name);
+        if let Some(trunk) = &entry.trunk_of {
+            let known = earlier.iter().any(|other| other.name == *trunk);
+            ensure!(known, "run {} starts from {trunk}, which is no earlier run", entry.name);
+        }
+        let settings = comparison.settings.iter().chain(&entry.settings).chain(settings);
+        let settings: Vec<Setting> = settings.map(|text| text.parse()).collect::<Result<_>>()?;
+        let of = || format!("run {}", entry.name);
+        let config = Config::read_with(&recipes.join(&entry.config), &settings).with_context(of)?;
+        configs.push(if entry.tasks.is_empty() { config } else { config.only(&entry.tasks).with_context(of)? });
+    }
+    Ok((comparison, configs))
 }
 
 fn learn(entry: &Entry, config: &Config, places: &Places, device: Device) -> Result<()> {
@@ -244,4 +253,39 @@ fn table(found: &[Found]) -> String {
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_comparison_can_be_trained() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/multitask.toml");
+        let (comparison, configs) = read(&file, &["batch=32".to_owned()]).expect("valid");
+        assert_eq!(comparison.run.len(), configs.len());
+        for (entry, config) in comparison.run.iter().zip(&configs) {
+            assert_eq!((config.batch, config.size()), (32, 64), "{}", entry.name);
+            let answered = config::answered(&config.graph().expect("a network"));
+            assert!(entry.tasks.is_empty() || answered == entry.tasks, "{}: {answered:?}", entry.name);
+        }
+    }
+
+    #[test]
+    fn names_are_told_apart_and_trunks_come_first() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("recipe.toml"), include_str!("../configs/resnet18.toml")).expect("a file");
+        let file = folder.path().join("plan.toml");
+        for (second, message) in [
+            ("name = \"a\"", "two runs are called a"),
+            ("name = \"b\", trunk_of = \"c\"", "run b starts from c, which is no earlier run"),
+            ("name = \"b\", settings = [\"batch=1\"]", "run b"),
+        ] {
+            let runs =
+                format!("{{ name = \"a\", config = \"recipe.toml\" }}, {{ config = \"recipe.toml\", {second} }}");
+            std::fs::write(&file, format!("test = []\nrun = [{runs}]")).expect("a file");
+            let error = read(&file, &[]).expect_err(second);
+            assert!(error.to_string().contains(message), "{error:#}");
+        }
+    }
 }
