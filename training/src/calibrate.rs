@@ -38,15 +38,19 @@ pub fn calibrate(
     samples: &[Sample],
     config: &Config,
 ) -> Result<Vec<(Task, f64)>> {
+    let tasks: Vec<(Task, &str)> = config::answered(network.graph())
+        .into_iter()
+        .filter_map(|task| Some((task, last_linear(network.graph(), task)?)))
+        .collect();
+    let logits = logits(network, samples, &tasks, config.size())?;
     let mut temperatures = Vec::new();
-    for task in config::answered(network.graph()) {
-        let Some(layer) = last_linear(network.graph(), task) else { continue };
-        let labelled: Vec<Sample> =
-            samples.iter().filter(|sample| class(&sample.labels, task).is_some()).cloned().collect();
-        if labelled.len() < FEWEST {
+    for ((task, layer), logits) in tasks.into_iter().zip(logits) {
+        let labelled = samples.iter().zip(0..).filter_map(|(sample, row)| Some((row, class(&sample.labels, task)?)));
+        let (rows, truth): (Vec<i64>, Vec<f32>) = labelled.unzip();
+        if rows.len() < FEWEST {
             continue;
         }
-        let (logits, truth) = answers(network, &labelled, task, config.size())?;
+        let logits = logits.index_select(0, &Tensor::from_slice(&rows));
         let temperature = match task {
             Task::Age => of_interval(&logits, &truth)?,
             Task::Gender | Task::Smile | Task::Emotion => of_likelihood(&logits, &truth),
@@ -81,15 +85,17 @@ fn class(labels: &Labels, task: Task) -> Option<f32> {
     }
 }
 
-/// Logits, fp64 `[n, classes]`, and true classes, `[n]`.
-fn answers(network: &Network, samples: &[Sample], task: Task, size: u32) -> Result<(Tensor, Vec<f32>)> {
-    let mut logits = Vec::new();
+/// Logits of each task, fp64 `[n, classes]`.
+fn logits(network: &Network, samples: &[Sample], tasks: &[(Task, &str)], size: u32) -> Result<Vec<Tensor>> {
+    let mut batches: Vec<Vec<Tensor>> = tasks.iter().map(|_| Vec::new()).collect();
     for batch in validate::plain_batches(samples, size) {
         let outputs = network.answer(&validate::pixels(&batch, Device::Cpu), Mode::Eval);
-        let output = outputs.get(task.name()).context("the network answers the task")?;
-        logits.push(output.to_kind(Kind::Double));
+        for ((task, _), batches) in tasks.iter().zip(&mut batches) {
+            let output = outputs.get(task.name()).context("the network answers the task")?;
+            batches.push(output.to_kind(Kind::Double));
+        }
     }
-    Ok((Tensor::cat(&logits, 0), samples.iter().filter_map(|sample| class(&sample.labels, task)).collect()))
+    Ok(batches.iter().map(|batches| Tensor::cat(batches, 0)).collect())
 }
 
 /// The logarithm of the likelihood has one maximum in the inverse temperature: thirds without it are taken away.
@@ -171,12 +177,12 @@ mod tests {
         let (few, _) = samples.split_at(FEWEST - 1);
         assert_eq!(calibrate(&network, &variables, few, &config).expect("distributions"), []);
 
-        let before = answers(&network, &samples, Task::Gender, SIZE).expect("answers").0;
+        let of_gender = || logits(&network, &samples, &[(Task::Gender, "")], SIZE).expect("answers").remove(0);
+        let before = of_gender();
         let first = calibrate(&network, &variables, &samples, &config).expect("distributions");
         assert_eq!(first.iter().map(|(task, _)| *task).collect::<Vec<_>>(), [Task::Gender]);
         assert!((2.0..4.0).contains(&first[0].1), "{first:?}");
-        let after = answers(&network, &samples, Task::Gender, SIZE).expect("answers").0;
-        assert!((after * first[0].1 - before).abs().max().double_value(&[]) < 1e-5);
+        assert!((of_gender() * first[0].1 - before).abs().max().double_value(&[]) < 1e-5);
         let second = calibrate(&network, &variables, &samples, &config).expect("distributions");
         assert!((second[0].1 - 1.0).abs() < 1e-3, "{second:?}");
     }
