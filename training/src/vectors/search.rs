@@ -272,9 +272,9 @@ impl Study {
         let path: PathBuf = folder.join(DATABASE);
         let database = Connection::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         database.busy_timeout(PATIENCE)?;
+        // With SQLite's usual journal whoever comes second waits; changing it to WAL fails at once where somebody else is at it.
         database.execute_batch(
-            "PRAGMA journal_mode = WAL;
-             CREATE TABLE IF NOT EXISTS search (id INTEGER PRIMARY KEY CHECK (id = 0), config TEXT NOT NULL);
+            "CREATE TABLE IF NOT EXISTS search (id INTEGER PRIMARY KEY CHECK (id = 0), config TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS ends (trial INTEGER PRIMARY KEY, state TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS epochs (
                  trial INTEGER NOT NULL, epoch INTEGER NOT NULL, loss REAL NOT NULL, accuracy REAL NOT NULL,
@@ -429,6 +429,9 @@ pub fn picture(trials: &[Trial]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Barrier;
+    use std::thread;
+
     use super::*;
 
     const SEARCH: &str = include_str!("../../configs/resmlp-search.toml");
@@ -453,6 +456,35 @@ mod tests {
         assert!((120..180).contains(&low), "{low} of 300");
         assert_eq!(config.sample(7), config.sample(7));
         assert_ne!(config.sample(7), config.sample(8));
+    }
+
+    #[test]
+    fn many_may_begin_a_search_at_once() {
+        let config = SearchConfig::parse(SEARCH).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for search in 0..8 {
+            let folder = folder.path().join(search.to_string());
+            let together = Barrier::new(8);
+            thread::scope(|scope| {
+                for number in 0..8 {
+                    let (folder, config, together) = (&folder, &config, &together);
+                    scope.spawn(move || {
+                        together.wait();
+                        let study = Study::open(config, folder).unwrap();
+                        study
+                            .judge(
+                                config,
+                                number,
+                                0,
+                                &Score { n: 1, loss: 1.0, accuracy: 0.5, one_off: None, mae: None },
+                            )
+                            .unwrap();
+                    });
+                }
+            });
+            let study = Study::open(&config, &folder).unwrap();
+            assert!((0..8).all(|number| study.epochs(number).unwrap() == [(1.0, 0.5)]));
+        }
     }
 
     #[test]
