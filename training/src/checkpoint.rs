@@ -227,26 +227,28 @@ pub(crate) fn some(names: &[String]) -> String {
 }
 
 /// The mean of the weights of several runs of one network, which is often better than each of them (Wortsman et al. 2022, model soups).
+/// Their heads may be of different tasks: each is the mean of those that there are.
 ///
 /// # Errors
-/// When a file is missing or broken, or is of another network than the first.
+/// When no file is given, or one is missing, broken or of another network than those before it.
 pub fn average(paths: &[PathBuf], out: &Path) -> Result<()> {
-    let (first, others) = paths.split_first().context("no weights to average")?;
-    let mut sum: BTreeMap<String, Tensor> =
-        read(first)?.into_iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::Float))).collect();
-    for path in others {
-        let describe = || format!("in {}", path.display());
-        let mut found = read(path)?;
-        for (name, sum) in &mut sum {
-            let tensor = found.remove(name).with_context(|| format!("`{name}` is missing")).with_context(describe)?;
-            ensure!(tensor.size() == sum.size(), "{}: `{name}` has another shape", describe());
-            *sum += tensor.to_kind(Kind::Float);
-        }
-        if let Some(stranger) = found.keys().min() {
-            bail!("{}: the first network has no `{stranger}`", describe());
+    ensure!(!paths.is_empty(), "no weights to average");
+    let mut found: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+    for path in paths {
+        for (name, tensor) in read(path)? {
+            let shape = tensor.size();
+            let alike = found.entry(name.clone()).or_default();
+            let fits = alike.first().is_none_or(|other| other.size() == shape);
+            ensure!(fits, "in {}: `{name}` has another shape", path.display());
+            alike.push(tensor.to_kind(Kind::Float));
         }
     }
-    let means: Vec<_> = sum.into_iter().map(|(name, sum)| (name, sum / paths.len() as f64)).collect();
+    let everywhere = |(name, alike): (&String, &Vec<Tensor>)| alike.len() == paths.len() || name.starts_with(HEADS);
+    if let Some((name, _)) = found.iter().find(|variable| !everywhere(*variable)) {
+        bail!("`{name}` is not in all of the files: they are of different networks");
+    }
+    let mean = |alike: &[Tensor]| Tensor::stack(alike, 0).mean_dim(0, false, Kind::Float);
+    let means: Vec<_> = found.into_iter().map(|(name, alike)| (name, mean(&alike))).collect();
     write(out, &means)
 }
 
@@ -317,6 +319,28 @@ mod tests {
         assert_eq!(values(&mean), [[2.5; 3]; 2]);
         let error = average(&[path("a"), path("wide")], &path("mean")).expect_err("refused");
         assert!(error.to_string().ends_with("`weight` has another shape"), "{error}");
+    }
+
+    #[test]
+    fn an_average_has_the_heads_of_all() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        let of = |name: &str, value: f32| (name.to_owned(), Tensor::from_slice(&[value; 2]));
+        let weights = [
+            ("ages", vec![of("conv", 1.0), of("heads.age", 3.0)]),
+            ("both", vec![of("conv", 2.0), of("heads.age", 5.0), of("heads.smile", 7.0)]),
+            ("other", vec![of("conv", 2.0), of("linear", 5.0)]),
+        ];
+        for (name, variables) in &weights {
+            write(&path(name), variables).expect("written");
+        }
+        average(&[path("ages"), path("both")], &path("mean")).expect("of one network");
+        let mean = read(&path("mean")).expect("written");
+        for (name, value) in [("conv", 1.5), ("heads.age", 4.0), ("heads.smile", 7.0)] {
+            assert_eq!(Vec::<f32>::try_from(&mean[name]).expect("numbers"), [value; 2], "{name}");
+        }
+        let error = average(&[path("both"), path("other")], &path("mean")).expect_err("refused");
+        assert!(error.to_string().starts_with("`linear` is not in all"), "{error}");
     }
 
     #[test]

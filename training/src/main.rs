@@ -19,7 +19,7 @@ use facewise_training::architectures::residual::ResidualConfig;
 use facewise_training::comparison::{self, Places};
 use facewise_training::config::{Config, NetworkConfig, Setting, Stage};
 use facewise_training::data::{self, Source};
-use facewise_training::model::{self, Identity};
+use facewise_training::model::{self, Agreement, Form, Identity};
 use facewise_training::network::Precision;
 use facewise_training::{bench, checkpoint, lesson, report, train};
 use tch::Device;
@@ -68,7 +68,7 @@ enum Command {
         #[arg(long, conflicts_with = "resume")]
         init: Option<PathBuf>,
         /// Folder of a run of whatever network and size, or weights of a network like this one, whose answers are learned beside the
-        /// labels as `[distillation]` says; of several the mean
+        /// labels as `[distillation]` says; of several that answer a task the mean
         #[arg(long)]
         teacher: Vec<PathBuf>,
         /// Train these alone, of the tasks of the configuration, with the sets that teach them
@@ -156,6 +156,9 @@ enum Command {
         /// Leave the probabilities as sure as they were learned, instead of as held-out pictures allow
         #[arg(long)]
         uncalibrated: bool,
+        /// Compute convolutions in 8-bit integers: a quarter of the size, nearly the same answers, faster on most processors
+        #[arg(long)]
+        int8: bool,
     },
     /// Write the figures of evaluation reports into a model's manifest
     Record {
@@ -319,12 +322,13 @@ fn main() -> Result<()> {
                 println!("{name}: {samples} samples in {parts} parts");
             })?;
         }
-        Command::Export { run, source, models, name, model_version, description, weights, uncalibrated } => {
+        Command::Export { run, source, models, name, model_version, description, weights, uncalibrated, int8 } => {
             let config = Config::read(&run.join(lesson::CONFIG))?;
             let (config, source) = source.of(config)?;
             let samples = source.validation(&config)?;
             let identity = Identity { name, version: model_version, description };
-            let written = model::write(&run, &models, identity, &samples, weights.as_deref(), uncalibrated)?;
+            let form = Form { weights: weights.as_deref(), uncalibrated, int8 };
+            let written = model::write(&run, &models, identity, &samples, &form)?;
             println!("{}", written.path.display());
             for (task, temperature) in &written.temperatures {
                 println!("{task}: logits divided by {temperature:.3}");
@@ -334,6 +338,15 @@ fn main() -> Result<()> {
                 "parity over {} crops: libtorch and ONNX Runtime differ by at most {:.1e}, a row alone and in a batch by {:.1e}",
                 parity.pictures, parity.max_abs_difference, parity.max_row_difference
             );
+            if let Some(Agreement { pictures, years, labels }) = written.agreement {
+                println!("in integers, over {pictures} crops:");
+                if let Some(years) = years {
+                    println!("  age: {years:.2} years from what it is in floats");
+                }
+                for (task, share) in labels {
+                    println!("  {task}: the same in {:.1} %", 100.0 * share);
+                }
+            }
         }
         Command::Record { model, reports } => {
             let reports = reports

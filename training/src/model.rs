@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use facewise_core::decode::{AgeDistribution, LabelDistribution};
 use facewise_core::geometry::Template;
 use facewise_core::manifest::{Colour, Head, Input, Kind, Manifest, Measurement, Provenance, SCHEMA, Values};
 use facewise_core::task::Task;
@@ -19,11 +20,12 @@ use crate::checkpoint;
 use crate::config::{self, Config};
 use crate::graph::Graph;
 use crate::lesson;
-use crate::network::Network;
+use crate::network::{Mode, Network};
 use crate::onnx::export::{self, Sides};
 use crate::onnx::messages::ModelProto;
 use crate::onnx::metadata;
 use crate::onnx::parity::{self, Parity};
+use crate::onnx::{quantise, runtime};
 use crate::sample::Sample;
 use crate::validate;
 
@@ -32,6 +34,9 @@ pub const LOGIT_TOLERANCE: f32 = 1e-4;
 
 /// Real crops that parity is checked on, where so many are held out; of fewer, all.
 pub const PARITY_PICTURES: usize = 256;
+
+/// Crops in each batch that shows how far what flows between layers reaches.
+const WATCHED: usize = 32;
 
 /// What a model is called.
 #[derive(Clone, Debug)]
@@ -44,37 +49,55 @@ pub struct Identity {
     pub description: String,
 }
 
+/// In which form a network is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Form<'a> {
+    /// Where to write its weights too, in 16-bit floats.
+    pub weights: Option<&'a Path>,
+    /// Without the temperatures that held-out samples ask for.
+    pub uncalibrated: bool,
+    /// With its convolutions in 8-bit integers.
+    pub int8: bool,
+}
+
 /// A network as a model of the repository.
 #[derive(Debug)]
 pub struct Written {
     /// The ONNX file.
     pub path: PathBuf,
-    /// What libtorch and ONNX Runtime agree on.
+    /// What libtorch and ONNX Runtime agree on, before anything becomes integers.
     pub parity: Parity,
     /// What the logits of tasks were divided by.
     pub temperatures: Vec<(Task, f64)>,
+    /// What the network in integers answers of what it answered in floats.
+    pub agreement: Option<Agreement>,
 }
 
-/// Writes a complete run as `<models>/<name>/<version>/`, with the temperatures that held-out samples ask for unless it is to stay
-/// `uncalibrated`, and its weights in 16-bit floats where `weights` says; then runs real crops through libtorch and ONNX Runtime and compares.
+/// How alike a network answers in 8-bit integers and in floats.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Agreement {
+    /// Pictures that both were asked about.
+    pub pictures: usize,
+    /// Mean difference between the ages that they answer, in years.
+    pub years: Option<f64>,
+    /// Share of the pictures with the same label, of each task that has labels.
+    pub labels: Vec<(Task, f64)>,
+}
+
+/// Writes a complete run as `<models>/<name>/<version>/`, in the form that is asked for; runs real crops through libtorch and ONNX Runtime
+/// and compares.
 ///
 /// # Errors
-/// When the run is not complete, a file cannot be written, no samples are given, or the engines disagree.
-pub fn write(
-    run: &Path,
-    models: &Path,
-    identity: Identity,
-    samples: &[Sample],
-    weights: Option<&Path>,
-    uncalibrated: bool,
-) -> Result<Written> {
+/// When the run is not complete, a file cannot be written, no samples are given, the engines disagree, or a network without convolutions
+/// is to have them in integers.
+pub fn write(run: &Path, models: &Path, identity: Identity, samples: &[Sample], form: &Form) -> Result<Written> {
     ensure!(!samples.is_empty(), "nothing is held out that libtorch and ONNX Runtime could be compared on");
     let config = Config::read(&run.join(lesson::CONFIG))?;
     let graph = config.graph()?;
     let (variables, network) = finished(run, &graph)?;
     let temperatures =
-        if uncalibrated { Vec::new() } else { calibrate::calibrate(&network, &variables, samples, &config)? };
-    round(&variables, weights)?;
+        if form.uncalibrated { Vec::new() } else { calibrate::calibrate(&network, &variables, samples, &config)? };
+    round(&variables, form.weights)?;
     let manifest = manifest(&config, &graph, identity)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
     let is_logits = |task: &Task| *task != Task::Age || config.age.is_logits();
@@ -84,9 +107,52 @@ pub fn write(
 
     let step = (samples.len() / PARITY_PICTURES).max(1);
     let spread: Vec<Sample> = samples.iter().step_by(step).take(PARITY_PICTURES).cloned().collect();
-    let batches = validate::plain_batches(&spread, config.size()).map(|batch| validate::pixels(&batch, Device::Cpu));
-    let parity = parity::check(&path, &network, batches, LOGIT_TOLERANCE)?;
-    Ok(Written { path, parity, temperatures })
+    let batches =
+        |samples| validate::plain_batches(samples, config.size()).map(|batch| validate::pixels(&batch, Device::Cpu));
+    let parity = parity::check(&path, &network, batches(&spread), LOGIT_TOLERANCE)?;
+    let agreement = if form.int8 {
+        let model = ModelProto::decode(fs::read(&path)?.as_slice())?;
+        let model = quantise::quantise(model, spread.chunks(WATCHED).flat_map(batches))?;
+        place(&folder, &model, &manifest.to_json())?;
+        Some(agreement(&network, &model, samples, &config)?)
+    } else {
+        None
+    };
+    Ok(Written { path, parity, temperatures, agreement })
+}
+
+/// Asks a network and the file made of it about the same samples.
+fn agreement(network: &Network, model: &ModelProto, samples: &[Sample], config: &Config) -> Result<Agreement> {
+    let mut session = runtime::session_of(model)?;
+    let tasks = config::answered(network.graph());
+    let (mut same, mut years) = (vec![0; tasks.len()], 0.0);
+    for batch in validate::plain_batches(samples, config.size()) {
+        let pixels = validate::pixels(&batch, Device::Cpu);
+        let outputs = network.answer(&pixels, Mode::Eval);
+        let tensor = (pixels.size(), Vec::<f32>::try_from(pixels.contiguous().flatten(0, -1))?);
+        let found = session.run(ort::inputs![export::INPUT => ort::value::Tensor::from_array(tensor)?])?;
+        for (task, same) in tasks.iter().zip(&mut same) {
+            let floats =
+                validate::probabilities(&outputs, *task, &config.age).context("the network answers the task")?;
+            let integers = found[task.name()].try_extract_tensor::<f32>()?.1.chunks_exact(task.classes());
+            for (floats, integers) in Vec::<Vec<f32>>::try_from(floats)?.iter().zip(integers) {
+                if *task == Task::Age {
+                    let read = |row| AgeDistribution::from_probabilities(row).map(|age| age.years(config.age.point()));
+                    years += f64::from((read(floats)? - read(integers)?).abs());
+                } else {
+                    let read = |row| LabelDistribution::from_probabilities(*task, row).map(|label| label.top());
+                    *same += usize::from(read(floats)? == read(integers)?);
+                }
+            }
+        }
+    }
+    let n = samples.len() as f64;
+    let labels = tasks.iter().zip(same).filter(|(task, _)| **task != Task::Age);
+    Ok(Agreement {
+        pictures: samples.len(),
+        years: tasks.contains(&Task::Age).then_some(years / n),
+        labels: labels.map(|(task, same)| (*task, same as f64 / n)).collect(),
+    })
 }
 
 /// The network of a complete run.

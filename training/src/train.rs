@@ -8,7 +8,7 @@ use facewise_core::task::Task;
 use facewise_evaluation::metrics::LabelMetrics;
 use indicatif::ProgressBar;
 use tch::nn::VarStore;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::age::AgeConfig;
 use crate::architectures::multitask;
@@ -63,23 +63,30 @@ impl Teacher {
         let weights = if of_run.is_some() { path.join(lesson::WEIGHTS) } else { path.to_owned() };
         let config = of_run.as_ref().unwrap_or(config);
         let graph = config.graph()?;
-        ensure!(config::answered(&graph) == Task::ALL, "the teacher {} does not answer all tasks", path.display());
         let variables = VarStore::new(options.device);
         let network = Network::new(&variables.root(), &graph).with_precision(options.precision);
         checkpoint::load_weights(&weights, &variables)?;
         Ok(Self { network, size: config.size(), age: config.age, _variables: variables })
     }
 
-    /// The probabilities of all tasks, of each sample the mean for its plain crop and that crop's mirror image, `[n, ANSWERS]`.
+    /// Whether it answers a task.
+    fn answers(&self, task: Task) -> bool {
+        config::answered(self.network.graph()).contains(&task)
+    }
+
+    /// The probabilities of all tasks, of each sample the mean for its plain crop and that crop's mirror image, `[n, ANSWERS]`; zeros of
+    /// tasks that it does not answer.
     fn answer(&self, samples: &[Sample], device: Device) -> Result<Vec<f32>> {
         let mut numbers = Vec::with_capacity(samples.len() * ANSWERS);
         for batch in validate::plain_batches(samples, self.size) {
             let pixels = validate::pixels(&batch, device);
             let mirrored = pixels.flip([3]);
+            let rows = batch.labels.len() as i64;
             let [straight, mirrored] = [pixels, mirrored].map(|pixels| {
                 let outputs = self.network.answer(&pixels, Mode::Eval);
-                let tasks = Task::ALL.iter().filter_map(|task| validate::probabilities(&outputs, *task, &self.age));
-                Tensor::cat(&tasks.collect::<Vec<_>>(), 1)
+                let nothing = |task: Task| Tensor::zeros([rows, task.classes() as i64], (Kind::Float, Device::Cpu));
+                let of = |task| validate::probabilities(&outputs, task, &self.age).unwrap_or_else(|| nothing(task));
+                Tensor::cat(&Task::ALL.map(of), 1)
             });
             let mean = ((straight + mirrored) / 2.0).contiguous().flatten(0, -1);
             numbers.extend(Vec::<f32>::try_from(mean)?);
@@ -88,7 +95,7 @@ impl Teacher {
     }
 }
 
-/// Asks the teachers about every sample; the mean of what they say is its answer.
+/// Asks the teachers about every sample; to each task the mean of what those say who answer it is its answer.
 fn teach(config: &Config, samples: &mut [Sample], paths: &[PathBuf], options: &Options) -> Result<()> {
     /// Between two steps of the progress bar.
     const TOGETHER: usize = 1024;
@@ -96,16 +103,21 @@ fn teach(config: &Config, samples: &mut [Sample], paths: &[PathBuf], options: &O
     if teachers.is_empty() {
         return Ok(());
     }
-    let share = 1.0 / teachers.len() as f32;
+    let taught = Task::ALL.map(|task| teachers.iter().filter(|teacher| teacher.answers(task)).count());
+    for task in config::answered(&config.graph()?) {
+        ensure!(Task::ALL.iter().zip(taught).any(|(of, n)| *of == task && n > 0), "no teacher answers {task}");
+    }
+    let shares = Task::ALL.iter().zip(taught).flat_map(|(task, n)| vec![1.0 / n.max(1) as f32; task.classes()]);
+    let shares: Vec<f32> = shares.collect();
     let progress = ProgressBar::new(samples.len() as u64).with_prefix("teacher");
     for samples in samples.chunks_mut(TOGETHER) {
-        let mut sums = vec![[0.0; ANSWERS]; samples.len()];
+        let mut means = vec![[0.0; ANSWERS]; samples.len()];
         for teacher in &teachers {
             let numbers = teacher.answer(samples, options.device)?;
-            let numbers = sums.as_flattened_mut().iter_mut().zip(numbers);
-            numbers.for_each(|(sum, number)| *sum += share * number);
+            let numbers = means.as_flattened_mut().iter_mut().zip(numbers).zip(shares.iter().cycle());
+            numbers.for_each(|((mean, number), share)| *mean += share * number);
         }
-        for (sample, answers) in samples.iter_mut().zip(sums) {
+        for (sample, answers) in samples.iter_mut().zip(means) {
             sample.labels.answers = Some(answers);
         }
         progress.inc(samples.len() as u64);
@@ -203,7 +215,7 @@ mod tests {
     use super::*;
     use crate::lesson::CONFIG;
     use crate::network::Precision;
-    use crate::sample::{Answers, Labels};
+    use crate::sample::{Answers, Labels, answer};
 
     fn config(size: u32, network: &str) -> Config {
         let recipe = include_str!("../configs/default.toml").replace("size = 64", &format!("size = {size}"));
@@ -254,13 +266,32 @@ mod tests {
     }
 
     #[test]
-    fn a_teacher_answers_all_tasks() {
+    fn teachers_of_some_tasks_answer_those() {
+        tch::manual_seed(4);
         let folder = tempfile::tempdir().expect("a folder");
-        let run = folder.path();
+        let student = config(32, "widths = [4, 4, 4, 4]");
+        let all = folder.path().join("all.safetensors");
+        save(&all, &student);
+        let ages = folder.path().join("ages");
+        std::fs::create_dir(&ages).expect("a folder");
         let recipe = include_str!("../configs/ssr-net.toml");
-        std::fs::write(run.join(CONFIG), recipe).expect("a file");
-        let options = options(run);
-        let error = Teacher::open(run, &Config::parse(recipe).expect("a recipe"), &options).err().expect("an age only");
-        assert!(error.to_string().contains("does not answer all tasks"), "{error:#}");
+        std::fs::write(ages.join(CONFIG), recipe).expect("a file");
+        save(&ages.join(lesson::WEIGHTS), &Config::parse(recipe).expect("a recipe"));
+
+        let options = options(folder.path());
+        let ask = |teachers: &[PathBuf]| -> Result<Answers> {
+            let picture = RgbImage::from_fn(64, 64, |x, y| image::Rgb([90, (x * 4) as u8, (y * 4) as u8]));
+            let mut samples = [Sample { picture, landmarks: None, labels: Labels::default() }];
+            teach(&student, &mut samples, teachers, &options)?;
+            Ok(samples[0].labels.answers.expect("an answer"))
+        };
+        let error = ask(std::slice::from_ref(&ages)).expect_err("an age only");
+        assert!(error.to_string().contains("no teacher answers gender"), "{error:#}");
+        let (alone, both) = (ask(std::slice::from_ref(&all)).expect("answers"), ask(&[all, ages]).expect("answers"));
+        for task in Task::ALL {
+            let (alone, both) = (answer(&alone, task), answer(&both, task));
+            assert_eq!(alone == both, task != Task::Age, "{task}");
+            assert!((both.iter().sum::<f32>() - 1.0).abs() < 1e-4, "{task}: {both:?}");
+        }
     }
 }

@@ -31,6 +31,13 @@ struct Case {
     method: &'static str,
 }
 
+impl Case {
+    /// The models made of it, by name, and whether they compute in 8-bit integers.
+    fn models(&self) -> [(String, bool); 2] {
+        [(self.kind.to_owned(), false), (format!("{}-int8", self.kind), true)]
+    }
+}
+
 const CASES: [Case; 6] = [
     Case { kind: "alexnet", divisor: 8, size: 64, epochs: 50, age_alone: false, method: "\"classes\"" },
     Case { kind: "resnet18", divisor: 8, size: 32, epochs: 60, age_alone: false, method: "\"ordinal\"" },
@@ -155,9 +162,13 @@ fn learn_by_heart(case: &Case, folder: &Path) {
         let expected = if case.age_alone { Value::Null } else { 1.0.into() };
         assert_eq!(score[task]["accuracy"], expected, "{kind}: {task}");
     }
-    let said = program(folder, &[&["export", "--name", kind], &own[..]].concat());
-    assert!(said.contains("parity over 8 crops"), "{said}");
-    check_with_onnx(&folder.join("models").join(kind).join("1/model.onnx"));
+    for (name, int8) in case.models() {
+        let form: &[&str] = if int8 { &["--int8"] } else { &[] };
+        let said = program(folder, &[&["export", "--name", &name], &own[..], form].concat());
+        assert!(said.contains("parity over 8 crops"), "{said}");
+        assert_eq!(said.contains("in integers, over 8 crops"), int8, "{said}");
+        check_with_onnx(&folder.join("models").join(name).join("1/model.onnx"));
+    }
 }
 
 /// The checker of the `onnx` package, where a Python has it: `FACEWISE_ONNX_PYTHON`, by default `python3`.
@@ -190,7 +201,8 @@ async fn every_network_is_learned_by_heart_written_and_served() {
         ["--listen", "127.0.0.1:0", "--models", models.to_str().unwrap(), "--workers", "1", "--data-dir", "none"];
     let running = serve(Settings::from_flags(flags).unwrap()).await.unwrap();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for Case { kind, age_alone, .. } in &CASES {
+    let models = CASES.iter().flat_map(|case| case.models().map(|(name, _)| (name, case.age_alone)));
+    for (kind, age_alone) in models {
         for n in 0..8 {
             let mut png = Cursor::new(Vec::new());
             picture(n).write_to(&mut png, ImageFormat::Png).unwrap();
@@ -203,7 +215,7 @@ async fn every_network_is_learned_by_heart_written_and_served() {
             let years = face["age"]["years"].as_f64().unwrap();
             assert!((years - f64::from(age(n))).abs() < 12.0, "{kind}: {years} for {}", age(n));
             for task in [Task::Gender, Task::Smile, Task::Emotion] {
-                let expected = if *age_alone { Value::Null } else { label(task, n).into() };
+                let expected = if age_alone { Value::Null } else { label(task, n).into() };
                 assert_eq!(face[task.name()]["label"], expected, "{kind}");
             }
         }

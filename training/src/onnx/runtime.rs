@@ -6,6 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use facewise_core::onnxruntime::{LibraryError, locate};
 use ort::environment::Environment;
 use ort::session::Session;
+use ort::session::builder::SessionBuilder;
+use prost::Message;
+
+use super::messages::ModelProto;
 
 /// Why a model cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +30,19 @@ pub enum RuntimeError {
 /// # Errors
 /// If ONNX Runtime is missing or too old, or refuses the file.
 pub fn session(model: &Path) -> Result<Session, RuntimeError> {
-    let builder = Session::builder(&environment()?)?;
-    let mut builder = builder.with_intra_threads(1).map_err(ort::Error::from)?;
-    Ok(builder.commit_from_file(model)?)
+    Ok(builder()?.commit_from_file(model)?)
+}
+
+/// The same for a model in memory.
+///
+/// # Errors
+/// As for [`session`].
+pub fn session_of(model: &ModelProto) -> Result<Session, RuntimeError> {
+    Ok(builder()?.commit_from_memory(&model.encode_to_vec())?)
+}
+
+fn builder() -> Result<SessionBuilder, RuntimeError> {
+    Ok(Session::builder(&environment()?)?.with_intra_threads(1).map_err(ort::Error::from)?)
 }
 
 /// The process's only environment; ONNX Runtime does not allow a second one.
