@@ -78,15 +78,15 @@ pub struct Inference {
     /// Threads inside one run of a network
     #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "1")]
     pub intra_threads: usize,
-    /// Most faces in one run of a network
-    #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "32")]
-    pub max_batch: usize,
+    /// Most faces in one run of a network; `facewise tune` measures how many are best [default: 8; 32 with a GPU]
+    #[arg(long, value_name = "FACES", value_parser = at_least_one)]
+    pub max_batch: Option<usize>,
     /// Longest wait for more to share a run with; without any, what is there is run at once
     #[arg(long, value_name = "TIME", default_value = "0s")]
     pub max_delay: humantime::Duration,
-    /// Most pictures in one run of the detector
-    #[arg(long, value_name = "PICTURES", value_parser = at_least_one, default_value = "8")]
-    pub max_detector_batch: usize,
+    /// Most pictures in one run of the detector; `facewise tune` measures how many are best [default: 2; 8 with a GPU]
+    #[arg(long, value_name = "PICTURES", value_parser = at_least_one)]
+    pub max_detector_batch: Option<usize>,
     /// Most faces, or pictures for the detector, that wait for one model; more are answered 429
     #[arg(long, value_name = "FACES", value_parser = at_least_one, default_value = "1024")]
     pub max_queue: usize,
@@ -406,6 +406,21 @@ impl Inference {
         })
     }
 
+    /// Most faces in one run of a network. What a core computes for more of them no longer fits into its cache.
+    pub fn faces_in_a_run(&self) -> usize {
+        self.max_batch.unwrap_or(if self.device.provider.is_gpu() { 32 } else { 8 })
+    }
+
+    /// Most pictures in one run of the detector.
+    pub fn pictures_in_a_run(&self) -> usize {
+        self.max_detector_batch.unwrap_or(if self.device.provider.is_gpu() { 8 } else { 2 })
+    }
+
+    /// Rows of a labelled set in progress: two full batches for each worker, one is run while the next is read.
+    pub fn rows_in_progress(&self) -> usize {
+        (2 * self.faces_in_a_run() * self.worker_count()).min(self.max_queue)
+    }
+
     /// Threads that decode pictures.
     pub fn decode_thread_count(&self) -> usize {
         self.decode_threads.unwrap_or_else(available_cpus)
@@ -465,7 +480,7 @@ impl Settings {
         self.http.max_in_progress.unwrap_or_else(|| match self.inference.device.provider {
             Provider::Cpu => 16 * available_cpus(),
             // Two full batches: one is filled while the other is computed.
-            Provider::Cuda | Provider::TensorRt => 16 * available_cpus() + 2 * self.inference.max_batch,
+            Provider::Cuda | Provider::TensorRt => 16 * available_cpus() + 2 * self.inference.faces_in_a_run(),
         })
     }
 
@@ -681,9 +696,23 @@ mod tests {
         let settings = settings(file, &["--listen", "127.0.0.1:2"]);
         assert_eq!(settings.http.listen.port(), 2);
         assert_eq!(settings.http.max_body(), 3_000_000);
-        assert_eq!(settings.inference.max_batch, 8);
+        assert_eq!(settings.inference.max_batch, Some(8));
         assert_eq!(settings.inference.tasks.to_string(), "age,smile");
         assert_eq!(settings.inference.max_queue, 1024);
+    }
+
+    #[test]
+    fn batches_suit_the_device_unless_they_are_given() {
+        for (flags, faces, pictures, rows) in [
+            (&["--workers=3"][..], 8, 2, 48),
+            (&["--provider=cuda"], 32, 8, 128),
+            (&["--provider=cuda", "--max-batch=5", "--max-detector-batch=3", "--workers=1"], 5, 3, 10),
+            (&["--workers=3", "--max-queue=20"], 8, 2, 20),
+        ] {
+            let inference = settings("", flags).inference;
+            assert_eq!((inference.faces_in_a_run(), inference.pictures_in_a_run()), (faces, pictures), "{flags:?}");
+            assert_eq!(inference.rows_in_progress(), rows, "{flags:?}");
+        }
     }
 
     #[test]

@@ -263,7 +263,7 @@ impl Opened {
         }
         let network = Network { manifest, sha256, backends };
         let options = Options {
-            max_batch: settings.max_batch,
+            max_batch: settings.faces_in_a_run(),
             max_delay: settings.max_delay.into(),
             max_queue: settings.max_queue,
             threads: if settings.device.provider.is_gpu() { 0 } else { settings.intra_threads },
@@ -274,7 +274,7 @@ impl Opened {
                 AttributeModel::start(network, &settings.tasks, options, metrics).map(Arc::new).map(Served::Attributes)
             }
             Kind::Detector => {
-                let options = Options { max_batch: settings.max_detector_batch, ..options };
+                let options = Options { max_batch: settings.pictures_in_a_run(), ..options };
                 Detector::start(network, settings.detector_size, options, metrics).map(Arc::new).map(Served::Detector)
             }
             Kind::Embeddings => {

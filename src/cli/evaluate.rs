@@ -98,8 +98,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             Crop::Detect => Crops::Detected,
             Crop::Square => Crops::Square,
         },
-        // Two full batches: one is run while the next is read.
-        parallel: (2 * args.inference.max_batch).min(args.inference.max_queue),
+        parallel: args.inference.rows_in_progress(),
     };
 
     // Before the work: who cannot write should not wait for it.

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value = "3")]
     rounds: NonZeroUsize,
     /// Most faces, or pictures, in one run that are tried
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,4,8,16,32")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2,4,8,16,32")]
     batches: Vec<NonZeroUsize>,
     /// CPUs that networks may take [default: the CPUs available]
     #[arg(long, value_name = "N")]

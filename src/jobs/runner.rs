@@ -124,8 +124,7 @@ async fn score(
         Ok(dataset) => Arc::new(dataset),
         Err(error) => return Ok(Ended::Failed(format!("its set cannot be read any more: {error}"))),
     };
-    let settings = &app.settings.inference;
-    let plan = match order.plan((2 * settings.max_batch).min(settings.max_queue)) {
+    let plan = match order.plan(app.settings.inference.rows_in_progress()) {
         Ok(plan) => plan,
         Err(error) => return Ok(Ended::Failed(error.to_string())),
     };

@@ -92,8 +92,8 @@ fn start(library: &Runtime, settings: &Inference, case: Case) -> Result<Vec<Serv
     let settings = Inference {
         workers: Some(case.layout.workers),
         intra_threads: case.layout.threads,
-        max_batch: case.max_batch,
-        max_detector_batch: case.max_batch,
+        max_batch: Some(case.max_batch),
+        max_detector_batch: Some(case.max_batch),
         max_delay: Duration::ZERO.into(),
         max_queue: settings.max_queue.max(RUNS_AHEAD * case.wave()),
         ..settings.clone()

@@ -20,7 +20,7 @@ fn numbers(attributes: &Attributes) -> Vec<f32> {
 #[tokio::test]
 async fn a_face_in_a_batch_is_answered_as_alone() {
     let metrics = Arc::new(Metrics::new());
-    let mut settings = Settings::from_flags(["--workers", "1"]).unwrap().inference;
+    let mut settings = Settings::from_flags(["--workers", "1", "--max-batch", "32"]).unwrap().inference;
     settings.models = PathBuf::from(MODELS);
     let runtime = Runtime::load(None).unwrap();
     let models = Repository::open(&runtime, &settings, Scope::Default, &metrics, &Arc::default()).unwrap().models();
