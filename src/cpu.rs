@@ -1,7 +1,10 @@
 //! The threads that do the pictures' work: decoding and cropping never run on the threads that talk to clients. When no picture
-//! waits, they run the networks that pictures were left for: a picture has no more hand-overs between threads than it needs.
+//! waits, or enough wait for a network, they run the networks that pictures were left for: a picture has no more
+//! hand-overs between threads than it needs. What has begun goes on before anything else begins, so that few decoded pictures are
+//! held at a time.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +14,8 @@ use tokio::sync::oneshot;
 
 use crate::compute::{Compute, Priority};
 
-/// A fixed number of threads with one queue, first come first served, that keep to the bound on what computes at a time.
+/// A fixed number of threads with one line, first come first served among what has begun and among what has not, that keep to the
+/// bound on what computes at a time.
 pub struct Cpu {
     pool: rayon::ThreadPool,
     compute: Arc<Compute>,
@@ -23,6 +27,9 @@ pub struct Cpu {
 pub trait Help: Send + Sync {
     /// Does a part of it. Whether something may be left.
     fn help(&self) -> bool;
+
+    /// Whether so much of it waits that it goes before what only begins.
+    fn is_pressing(&self) -> bool;
 }
 
 /// Where a piece of work leaves what is to be done next, by the same threads.
@@ -44,15 +51,57 @@ impl Desk {
     }
 }
 
+/// A piece of work that waits for a thread.
+type Piece = Box<dyn FnOnce() + Send>;
+
+/// Whose turn it is.
+#[derive(Clone, Copy)]
+enum Turn {
+    /// After all that came before: it begins something.
+    Begins,
+    /// Before all that only begins: a decoded picture is held for it.
+    GoesOn,
+}
+
 /// What the threads know of each other.
 #[derive(Default)]
 struct Shared {
-    /// Pieces of work that have not begun. Whoever ends one while others have not begun leaves the help to them.
+    /// Pieces that wait. Whoever ends one while others wait leaves the help to them, unless it is pressing.
     waiting: AtomicUsize,
+    begin: Mutex<VecDeque<Piece>>,
+    go_on: Mutex<VecDeque<Piece>>,
     left: Mutex<Vec<Arc<dyn Help>>>,
 }
 
 impl Shared {
+    fn put(&self, turn: Turn, piece: Piece) {
+        let line = match turn {
+            Turn::Begins => &self.begin,
+            Turn::GoesOn => &self.go_on,
+        };
+        // Counted first: who sees nothing wait must not be wrong.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        line.lock().push_back(piece);
+    }
+
+    /// The piece whose turn it is; there is one for each thread that was asked for.
+    fn take(&self) -> Option<Piece> {
+        let goes_on = self.go_on.lock().pop_front();
+        let piece = goes_on.or_else(|| self.begin.lock().pop_front());
+        self.waiting.fetch_sub(usize::from(piece.is_some()), Ordering::SeqCst);
+        piece
+    }
+
+    /// What is to be helped with now: anything when nothing waits, else what is pressing.
+    fn wanted(&self) -> Option<Arc<dyn Help>> {
+        let mut left = self.left.lock();
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return left.pop();
+        }
+        let pressing = left.iter().rposition(|help| help.is_pressing())?;
+        Some(left.remove(pressing))
+    }
+
     fn leave(&self, help: Arc<dyn Help>) {
         let mut left = self.left.lock();
         if !left.iter().any(|other| Arc::ptr_eq(other, &help)) {
@@ -60,11 +109,10 @@ impl Shared {
         }
     }
 
-    /// Does what was left, part by part, as long as no work waits, and `then` after the first part.
+    /// Does what was left, part by part, as long as no work waits or it is pressing, and `then` after the first part.
     fn help(&self, then: impl FnOnce()) {
         let mut then = Some(then);
-        while self.waiting.load(Ordering::SeqCst) == 0 {
-            let Some(help) = self.left.lock().pop() else { break };
+        while let Some(help) = self.wanted() {
             if help.help() {
                 self.leave(help);
             }
@@ -134,14 +182,32 @@ impl Cpu {
         T: Send + 'static,
         F: FnOnce(&Desk) -> T + Send + 'static,
     {
+        self.submit(Turn::Begins, work).await
+    }
+
+    /// The same for work that goes on with something: it is done before any that begins.
+    ///
+    /// # Errors
+    /// When `work` panics.
+    pub async fn go_on_at_desk<T, F>(&self, work: F) -> Result<T, Panicked>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Desk) -> T + Send + 'static,
+    {
+        self.submit(Turn::GoesOn, work).await
+    }
+
+    async fn submit<T, F>(&self, turn: Turn, work: F) -> Result<T, Panicked>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Desk) -> T + Send + 'static,
+    {
         let (done, result) = oneshot::channel();
-        let (compute, shared) = (Arc::clone(&self.compute), Arc::clone(&self.shared));
-        let priority = self.priority;
+        let (compute, shared, priority) = (Arc::clone(&self.compute), Arc::clone(&self.shared), self.priority);
         let is_open = priority == Priority::Picture && self.pool.current_num_threads() >= compute.cores();
-        shared.waiting.fetch_add(1, Ordering::SeqCst);
-        self.pool.spawn_fifo(move || {
-            compute.run(priority, 1, || {
-                shared.waiting.fetch_sub(1, Ordering::SeqCst);
+        let piece = {
+            let shared = Arc::clone(&shared);
+            move || {
                 let desk = Desk { is_open, left: RefCell::default() };
                 // Of a panic, dropping `done` tells.
                 let value = if done.is_closed() { None } else { catch_unwind(AssertUnwindSafe(|| work(&desk))).ok() };
@@ -161,6 +227,15 @@ impl Cpu {
                     }
                     // Whoever left something goes on when it is done, and is woken once, with all of it.
                     shared.help(send);
+                }
+            }
+        };
+        shared.put(turn, Box::new(piece));
+        // Whose turn it is shows when there is a core.
+        self.pool.spawn_fifo(move || {
+            compute.run(priority, 1, || {
+                if let Some(piece) = shared.take() {
+                    piece();
                 }
             });
         });
@@ -197,6 +272,10 @@ mod tests {
             self.0.fetch_add(1, Ordering::SeqCst);
             false
         }
+
+        fn is_pressing(&self) -> bool {
+            false
+        }
     }
 
     #[tokio::test]
@@ -220,6 +299,63 @@ mod tests {
         assert_eq!(done(), 1, "the first left it to the second");
         assert_eq!(leave(None).await, Ok(()));
         assert_eq!(done(), 2, "before its caller goes on");
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_comes_before_what_begins() {
+        let cpu = Cpu::new(1, Arc::new(Compute::new(1))).expect("one thread");
+        let (order, (release, held)) = (Arc::new(Mutex::new(Vec::new())), mpsc::channel::<()>());
+        let note = |name: &'static str| {
+            let order = Arc::clone(&order);
+            move |_: &Desk| order.lock().push(name)
+        };
+        let mut first = Box::pin(cpu.run(move || held.recv().is_ok()));
+        assert!((&mut first).now_or_never().is_none());
+        let mut begins = Box::pin(async { tokio::join!(cpu.run_at_desk(note("a")), cpu.run_at_desk(note("b"))) });
+        assert!((&mut begins).now_or_never().is_none());
+        let mut goes_on = Box::pin(async { tokio::join!(cpu.go_on_at_desk(note("c")), cpu.go_on_at_desk(note("d"))) });
+        assert!((&mut goes_on).now_or_never().is_none());
+        release.send(()).expect("the thread waits");
+        assert_eq!((first.await, begins.await, goes_on.await), (Ok(true), (Ok(()), Ok(())), (Ok(()), Ok(()))));
+        assert_eq!(*order.lock(), ["c", "d", "a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_pressing_is_done_while_work_waits() {
+        /// Tells when it was done, and is pressing from the second time on that it was left.
+        struct Batch(Arc<Mutex<Vec<&'static str>>>, AtomicUsize);
+        impl Help for Batch {
+            fn help(&self) -> bool {
+                self.0.lock().push("batch");
+                false
+            }
+
+            fn is_pressing(&self) -> bool {
+                self.1.load(Ordering::SeqCst) >= 2
+            }
+        }
+        let cpu = Cpu::new(1, Arc::new(Compute::new(1))).expect("one thread");
+        let (order, (release, held)) = (Arc::new(Mutex::new(Vec::new())), mpsc::channel::<()>());
+        let batch = Arc::new(Batch(Arc::clone(&order), AtomicUsize::default()));
+        let mut first = Box::pin(cpu.run(move || held.recv().is_ok()));
+        assert!((&mut first).now_or_never().is_none());
+        let piece = || {
+            let (order, batch) = (Arc::clone(&order), Arc::clone(&batch));
+            cpu.run_at_desk(move |desk| {
+                order.lock().push("piece");
+                batch.1.fetch_add(1, Ordering::SeqCst);
+                desk.leave(batch);
+            })
+        };
+        let last = {
+            let order = Arc::clone(&order);
+            cpu.run(move || order.lock().push("last"))
+        };
+        let mut pieces = Box::pin(async { tokio::join!(piece(), piece(), last) });
+        assert!((&mut pieces).now_or_never().is_none());
+        release.send(()).expect("the thread waits");
+        assert_eq!((first.await, pieces.await), (Ok(true), (Ok(()), Ok(()), Ok(()))));
+        assert_eq!(*order.lock(), ["piece", "piece", "batch", "last"]);
     }
 
     #[tokio::test]

@@ -449,7 +449,7 @@ impl Pipeline {
             picture.enlarge(&bytes, limits, &places, size)?;
             Ok(picture.cut(places, size, Some(detect), |crops| hand_in(crops, desk)))
         };
-        self.cpu.run_at_desk(work).instrument(debug_span!("align")).await?
+        self.cpu.go_on_at_desk(work).instrument(debug_span!("align")).await?
     }
 
     /// Decodes a picture, for a detector of this size if for one, and hands it on, in one go where enough pixels are free, which is

@@ -22,6 +22,9 @@ use crate::compute::Compute;
 use crate::cpu::{Desk, Help};
 use crate::telemetry::Metrics;
 
+/// Full batches of crops that go before another picture.
+const CROPS_THAT_PRESS: usize = 4;
+
 /// How a model is run.
 #[derive(Clone)]
 pub struct Options {
@@ -206,6 +209,8 @@ impl Model {
             outputs: outputs.iter().map(|output| output.name.clone()).collect(),
             lengths: outputs.iter().map(Tensor::row_len).collect(),
             max_batch,
+            // Pictures stay decoded while they wait for a detector; crops are small, and many runs one after the other are quicker.
+            pressing: if manifest.kind == Kind::Detector { max_batch } else { CROPS_THAT_PRESS * max_batch },
             max_delay,
             threads: options.threads,
             compute: options.compute,

@@ -90,6 +90,8 @@ pub(super) struct Recipe {
     pub(super) lengths: Vec<usize>,
     /// Most pictures in a run.
     pub(super) max_batch: usize,
+    /// So many that wait are run before another picture begins.
+    pub(super) pressing: usize,
     /// Longest wait for a batch to fill, where somebody has set one.
     pub(super) max_delay: Duration,
     /// Threads inside a run.
@@ -257,6 +259,10 @@ impl Help for Helper {
         }
         queue.done(count);
         true
+    }
+
+    fn is_pressing(&self) -> bool {
+        self.queue.len() >= self.recipe.pressing
     }
 }
 
