@@ -129,20 +129,24 @@ libtorch: python
 	@$(PYTHON) -B scripts/fetch.py libtorch
 endif
 
-# Three runs, each from the weights of the one before; the first has fewer blocks. What was stopped goes on where it was.
+# Seven runs, each from the weights of the one before or the mean of two; the first has fewer blocks. What was stopped goes on where it was.
 train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DATA, into runs/default; goes on after a stop
 	@set -e; train() { run=$$1; shift; \
 		if [ -e runs/$$run/checkpoint.safetensors ]; then start=--resume; else start=$${init:+--init $$init}; fi; \
 		[ -e runs/$$run/weights.safetensors ] || $(TRAINER) train --config training/configs/$$run.toml \
 			--data $(FACEWISE_DATA) --run runs/$$run $$start "$$@" $(ARGS); \
 		init=runs/$$run/weights.safetensors; }; \
+	mean() { init=runs/$$1-$$2.safetensors; \
+		$(TRAINER) average runs/default-$$1/weights.safetensors runs/default-$$2/weights.safetensors --out $$init; }; \
 	init=; for run in default-start default-middle default-late default-coarse; do train $$run; done; \
-	init=runs/default-average.safetensors; \
-	$(TRAINER) average runs/default-late/weights.safetensors runs/default-coarse/weights.safetensors --out $$init; \
-	train default --teacher $$init
+	mean late coarse; train default-soft --teacher $$init; \
+	train default-emotion --tasks emotion; \
+	mean soft emotion; train default --teacher runs/default-soft --teacher runs/default-emotion
 
-export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/
+export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/, in floats and in 8-bit integers
 	@$(TRAINER) export --data $(FACEWISE_DATA) --weights training/weights/face-attributes-1.safetensors $(ARGS)
+	@$(TRAINER) export --data $(FACEWISE_DATA) --name face-attributes-small --int8 \
+		--description "Age, gender, smile and emotion of one face, computed in 8-bit integers" $(ARGS)
 
 # Set, rows, columns that divide them into groups.
 REPORTS := utkface:split=test:race,gender celeba_faces:split=test:Young,Eyeglasses smiles:split=test: fer2013:usage=PublicTest:
