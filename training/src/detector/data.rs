@@ -76,7 +76,7 @@ pub enum Trust<'a> {
 /// nobody has placed, are left out.
 ///
 /// # Errors
-/// When the set is missing or broken, its filter leaves nothing, or the corrections do not fit to it.
+/// When the set is missing or broken, its filter leaves nothing, or the corrections name a picture that the set does not have.
 pub fn photographs(root: &Path, set: &str, filter: &str, trust: Trust<'_>) -> Result<Vec<Photograph>> {
     let context = || format!("set `{set}`");
     let dataset = Dataset::open(root.join(set)).with_context(context)?;
@@ -85,7 +85,7 @@ pub fn photographs(root: &Path, set: &str, filter: &str, trust: Trust<'_>) -> Re
         by_path.entry(&row.path).or_default().push(row);
     }
     if let Trust::Mended(corrections) = trust {
-        corrections.check_paths(by_path.keys().copied()).with_context(context)?;
+        corrections.check_paths(dataset.rows().iter().map(|row| row.path.as_str())).with_context(context)?;
     }
     let read = |(path, rows): (&str, Vec<&Row>)| -> Result<Option<Photograph>> {
         let Some(faces) = rows.iter().map(|row| face(row)).collect::<Option<Vec<_>>>() else { return Ok(None) };
@@ -201,7 +201,10 @@ mod tests {
         let corrections = Corrections::read(csv.as_bytes()).unwrap();
         let found = photographs(root.path(), "set", "split=val", Trust::Mended(&corrections)).unwrap();
         assert_eq!((found[0].truth.faces.len(), found[0].truth.ignored.len()), (1, 1));
-        let error = photographs(root.path(), "set", "split=train", Trust::Mended(&corrections)).unwrap_err();
+        let others = photographs(root.path(), "set", "split=train", Trust::Mended(&corrections)).unwrap();
+        assert_eq!(others[0].truth.faces.len(), 1, "a part of the set has its own corrections, here none");
+        let elsewhere = Corrections::read(csv.replace("a.png", "z.png").as_bytes()).unwrap();
+        let error = photographs(root.path(), "set", "split=val", Trust::Mended(&elsewhere)).unwrap_err();
         assert!(format!("{error:#}").contains("no such picture"), "{error:#}");
     }
 
