@@ -2,19 +2,23 @@
 attribute networks are) and `light` (64 px, under 10 M multiply-adds, where the server itself is the cost). Their
 weights are random, from a fixed seed; their answers mean nothing and have the shape of `face-attributes`.
 
-Each becomes a folder of models of its own, `<out>/<name>/<name>/1/`, so that a server of one holds nothing else.
+Each becomes a folder of models of its own, `<out>/<name>/<name>/1/`, so that a server of one holds nothing else. The two
+shipped networks that are measured are copied to `<out>/shipped/`, for the same reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+SHIPPED = Path(__file__).resolve().parent.parent / "models"
+MEASURED = ("face-attributes", "face-detector")
 SEED = 5
 OPSET, IR_VERSION = 17, 8
 MANIFEST_KEY = "facewise.manifest"
@@ -158,6 +162,8 @@ def main() -> None:
             key: f"{provenance[key] / 1e6:.1f} M {key.replace('_', '-')}" for key in ("parameters", "multiply_adds")
         }
         print(f"{folder}: {', '.join(millions.values())}")
+    for name in MEASURED:
+        shutil.copytree(SHIPPED / name, out / "shipped" / name, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

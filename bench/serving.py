@@ -23,7 +23,6 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 START_SECONDS, STOP_SECONDS = 120, 20
 FACEWISE = "facewise"
-SHIPPED = Path("models")
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,11 @@ class Scenario:
 
 def scenarios(data: Path) -> dict[str, Scenario]:
     """By name; `data` is the folder that networks.py and bodies.py have written to."""
-    shipped, detector = SHIPPED / "face-attributes" / "1", SHIPPED / "face-detector" / "1"
     made = data / "models"
+    models = made / "shipped"
+    shipped, detector = models / "face-attributes" / "1", models / "face-detector" / "1"
     cases = [
-        Scenario("attributes", "face-attributes at 64 px, 200 × 200 crops", shipped, SHIPPED, "crops"),
+        Scenario("attributes", "face-attributes at 64 px, 200 × 200 crops", shipped, models, "crops"),
         Scenario(
             "resnet-18",
             "ResNet-18 at 112 px, 200 × 200 crops",
@@ -62,7 +62,7 @@ def scenarios(data: Path) -> dict[str, Scenario]:
         ),
         Scenario("light", "a light network at 64 px, 200 × 200 crops", made / "light/light/1", made / "light", "crops"),
         Scenario(
-            "pipeline", "the whole pipeline, photographs of 1 megapixel", shipped, SHIPPED, "photographs", detector
+            "pipeline", "the whole pipeline, photographs of 1 megapixel", shipped, models, "photographs", detector
         ),
     ]
     return {case.name: case for case in cases}

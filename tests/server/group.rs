@@ -71,6 +71,31 @@ async fn each_face_of_the_examples_is_found() {
     }
 }
 
+/// Where the large one is sure of a label; the small one is the same network in 8-bit integers.
+#[tokio::test]
+async fn the_small_network_answers_like_the_large_one() {
+    let server = server().await;
+    let (mut labels, mut unequal) = (0, 0);
+    for file in fs::read_dir(examples().join("faces")).unwrap() {
+        let path = file.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        let ask = async |model| {
+            server.answer(&format!("?detect=crop&model={model}"), bytes.clone()).await["faces"][0].clone()
+        };
+        let (large, small) = (ask("face-attributes").await, ask("face-attributes-small").await);
+        let years = |face: &Value| face["age"]["years"].as_f64().unwrap();
+        assert!((years(&large) - years(&small)).abs() < 4.0, "{}: {large} {small}", path.display());
+        for task in ["gender", "smile", "emotion"] {
+            if large[task]["probability"].as_f64().unwrap() > 0.7 {
+                labels += 1;
+                assert_eq!(small[task]["label"], large[task]["label"], "{}", path.display());
+            }
+        }
+        unequal += usize::from(small["emotion"]["probabilities"] != large["emotion"]["probabilities"]);
+    }
+    assert!(labels >= 40 && unequal >= 20, "{labels} labels, {unequal} faces with other probabilities");
+}
+
 #[tokio::test]
 async fn the_group_is_found_however_it_is_stored() {
     let server = server().await;
