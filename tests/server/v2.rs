@@ -185,10 +185,7 @@ async fn every_error_has_the_form_of_the_protocol() {
     for (path, says) in [
         ("/v2/nothing", "nothing under this path"),
         ("/v2/", "nothing under this path"),
-        (
-            "/v2/models/nobody",
-            "no model 'nobody'; there are 'face-attributes', 'face-attributes-small', 'face-detector', 'face-pipeline'",
-        ),
+        ("/v2/models/nobody", "no model 'nobody'; there are 'face-attributes', 'face-detector', 'face-pipeline'"),
         ("/v2/models/nobody/stats", "no model 'nobody'"),
         ("/v2/models/face-attributes/versions/7/ready", "version '7' of the model 'face-attributes' is not served"),
         ("/v2/models/face-pipeline/versions/0/config", "version '1' is"),
@@ -799,7 +796,7 @@ async fn statistics_count_requests_rows_and_runs() {
     let server = TestServer::start(&[]).await;
     let all = get(&server, "/v2/models/stats").await;
     let names: Vec<&Value> = all["model_stats"].as_array().unwrap().iter().map(|model| &model["name"]).collect();
-    assert_eq!(names, ["face-attributes", "face-attributes-small", "face-detector", "face-pipeline"]);
+    assert_eq!(names, ["face-attributes", "face-detector", "face-pipeline"]);
     assert_eq!(all["model_stats"][0]["last_inference"], 0);
 
     server.answer("", two_faces()).await;
