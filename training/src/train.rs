@@ -103,12 +103,12 @@ fn teach(config: &Config, samples: &mut [Sample], paths: &[PathBuf], options: &O
     if teachers.is_empty() {
         return Ok(());
     }
-    let taught = Task::ALL.map(|task| teachers.iter().filter(|teacher| teacher.answers(task)).count());
+    let of = |task: Task| teachers.iter().filter(|teacher| teacher.answers(task)).count();
     for task in config::answered(&config.graph()?) {
-        ensure!(Task::ALL.iter().zip(taught).any(|(of, n)| *of == task && n > 0), "no teacher answers {task}");
+        ensure!(of(task) > 0, "no teacher answers {task}");
     }
-    let shares = Task::ALL.iter().zip(taught).flat_map(|(task, n)| vec![1.0 / n.max(1) as f32; task.classes()]);
-    let shares: Vec<f32> = shares.collect();
+    let shares: Vec<f32> =
+        Task::ALL.into_iter().flat_map(|task| vec![1.0 / of(task).max(1) as f32; task.classes()]).collect();
     let progress = ProgressBar::new(samples.len() as u64).with_prefix("teacher");
     for samples in samples.chunks_mut(TOGETHER) {
         let mut means = vec![[0.0; ANSWERS]; samples.len()];
