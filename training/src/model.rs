@@ -14,6 +14,7 @@ use facewise_evaluation::report::{Geometry, Report};
 use prost::Message;
 use tch::Device;
 use tch::nn::VarStore;
+use tempfile::TempDir;
 
 use crate::calibrate;
 use crate::checkpoint;
@@ -34,6 +35,12 @@ pub const LOGIT_TOLERANCE: f32 = 1e-4;
 
 /// Real crops that parity is checked on, where so many are held out; of fewer, all.
 pub const PARITY_PICTURES: usize = 256;
+
+/// File of the network in a model's folder.
+pub(crate) const MODEL: &str = "model.onnx";
+
+/// File of the manifest in a model's folder.
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// Crops in each batch that shows how far what flows between layers reaches.
 const WATCHED: usize = 32;
@@ -84,8 +91,8 @@ pub struct Agreement {
     pub labels: Vec<(Task, f64)>,
 }
 
-/// Writes a complete run as `<models>/<name>/<version>/`, in the form that is asked for; runs real crops through libtorch and ONNX Runtime
-/// and compares.
+/// Runs real crops through libtorch and the ONNX file of a complete run, and where they agree writes it as `<models>/<name>/<version>/`, in
+/// the form that is asked for.
 ///
 /// # Errors
 /// When the run is not complete, a file cannot be written, no samples are given, the engines disagree, or a network without convolutions
@@ -103,7 +110,8 @@ pub fn write(run: &Path, models: &Path, identity: Identity, samples: &[Sample], 
     let is_logits = |task: &Task| *task != Task::Age || config.age.is_logits();
     let tasks = config::answered(&graph);
     let heads: Vec<&str> = tasks.iter().filter(|task| is_logits(task)).map(|task| task.name()).collect();
-    let path = save(&folder, &graph, &variables, config.size() as usize, &heads, &manifest)?;
+    let draft = Draft::new()?;
+    let path = save(draft.folder(), &graph, &variables, config.size() as usize, &heads, &manifest)?;
 
     let step = (samples.len() / PARITY_PICTURES).max(1);
     let spread: Vec<Sample> = samples.iter().step_by(step).take(PARITY_PICTURES).cloned().collect();
@@ -113,12 +121,12 @@ pub fn write(run: &Path, models: &Path, identity: Identity, samples: &[Sample], 
     let agreement = if form.int8 {
         let model = ModelProto::decode(fs::read(&path)?.as_slice())?;
         let model = quantise::quantise(model, spread.chunks(WATCHED).flat_map(batches))?;
-        place(&folder, &model, &manifest.to_json())?;
+        place(draft.folder(), &model, &manifest.to_json())?;
         Some(agreement(&network, &model, samples, &config)?)
     } else {
         None
     };
-    Ok(Written { path, parity, temperatures, agreement })
+    Ok(Written { path: draft.publish(&folder)?, parity, temperatures, agreement })
 }
 
 /// Asks a network and the file made of it about the same samples.
@@ -197,10 +205,41 @@ pub fn save(
 /// Writes a model and its manifest into a folder that is made if need be; returns the path of the model.
 pub(crate) fn place(folder: &Path, model: &ModelProto, manifest: &str) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join("model.onnx");
+    let path = folder.join(MODEL);
     fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::write(folder.join("manifest.json"), manifest)?;
+    fs::write(folder.join(MANIFEST), manifest)?;
     Ok(path)
+}
+
+/// A model in a folder of its own for as long as nobody knows whether it works: a server may be looking into the repository.
+pub(crate) struct Draft(TempDir);
+
+impl Draft {
+    /// An empty folder.
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(tempfile::tempdir().context("cannot make a folder for the model")?))
+    }
+
+    /// Where the model is to be [placed](place).
+    pub(crate) fn folder(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Copies the model and its manifest into this folder, which is made if need be; returns the path of the model there.
+    ///
+    /// # Errors
+    /// When that is impossible.
+    pub(crate) fn publish(self, folder: &Path) -> Result<PathBuf> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        for name in [MODEL, MANIFEST] {
+            let to = folder.join(name);
+            fs::copy(self.folder().join(name), &to).with_context(|| format!("cannot write {}", to.display()))?;
+        }
+        Ok(folder.join(MODEL))
+    }
 }
 
 /// Writes what reports measured into a model's manifest, in the file and beside it. A figure on the same rows and crops is replaced.
@@ -222,7 +261,7 @@ pub fn record(folder: &Path, reports: &[Report]) -> Result<()> {
 /// # Errors
 /// When a file cannot be read or written, or there are no figures for this model.
 pub(crate) fn remember(folder: &Path, figures: impl FnOnce(&Manifest) -> Result<Vec<Measurement>>) -> Result<()> {
-    let beside = folder.join("manifest.json");
+    let beside = folder.join(MANIFEST);
     let text = fs::read_to_string(&beside).with_context(|| format!("cannot read {}", beside.display()))?;
     let mut manifest = Manifest::from_json(&text).with_context(|| format!("in {}", beside.display()))?;
     for fresh in figures(&manifest)? {
@@ -231,7 +270,7 @@ pub(crate) fn remember(folder: &Path, figures: impl FnOnce(&Manifest) -> Result<
         manifest.metrics.push(fresh);
     }
     let json = manifest.to_json();
-    metadata::replace_manifest(&folder.join("model.onnx"), &json)?;
+    metadata::replace_manifest(&folder.join(MODEL), &json)?;
     fs::write(&beside, json).with_context(|| format!("cannot write {}", beside.display()))
 }
 

@@ -130,12 +130,14 @@ fn one_logit_is_served_as_two_probabilities() {
         assert!((pair[1] - smiling).abs() < 1e-5 && (pair[0] + pair[1] - 1.0).abs() < 1e-5, "{pair:?}, {smiling}");
     }
 
+    let elsewhere = folder.path().join("refused");
     let refused = |config: &Config, passes| {
-        let error = model::write(&run, config, folder.path(), identity(), &rows, &split.validation, passes);
+        let error = model::write(&run, config, &elsewhere, identity(), &rows, &split.validation, passes);
         error.unwrap_err().to_string()
     };
     let error = refused(&config, Some(8));
     assert!(error.starts_with("the network has no dropout"), "{error}");
+    assert!(!elsewhere.exists(), "a server may be looking into the repository");
     config.target = "Attractive".parse().unwrap();
     let error = refused(&config, None);
     assert!(error.starts_with("a server has no task for 'Attractive'"), "{error}");

@@ -19,7 +19,7 @@ use crate::config::epochs;
 use crate::graph::Graph;
 use crate::lesson;
 use crate::loader::Batch;
-use crate::model::{self, Identity, commit, finished, remember, round};
+use crate::model::{self, Draft, Identity, commit, finished, remember, round};
 use crate::network::Network;
 use crate::onnx::export::{self, Sides};
 use crate::onnx::parity::{self, Parity};
@@ -37,8 +37,8 @@ const CONFIDENCE_TOLERANCE: f32 = 1e-3;
 /// Least intersection over union of the same face.
 const SAME_BOX: f32 = 0.99;
 
-/// Writes a complete run as `<models>/<name>/<version>/`, and its weights in 16-bit floats where `weights` says, then runs photographs
-/// through libtorch and ONNX Runtime and compares maps and faces.
+/// Runs photographs through libtorch and the ONNX file of a complete run, compares maps and faces, and where they agree writes the file as
+/// `<models>/<name>/<version>/`. The weights go where `weights` says, in 16-bit floats.
 ///
 /// # Errors
 /// When the run is not complete, a file cannot be written, there are no photographs, or the engines disagree.
@@ -55,11 +55,12 @@ pub fn write(
     round(&variables, weights)?;
     let manifest = manifest(&config, &graph, identity)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
-    let path = save(&folder, &graph, &variables, &manifest)?;
+    let draft = Draft::new()?;
+    save(draft.folder(), &graph, &variables, &manifest)?;
     let step = photographs.len().div_ceil(PARITY_PICTURES).max(1);
     let spread: Vec<Photograph> = photographs.iter().step_by(step).cloned().collect();
-    let parity = check(&folder, &network, &Exams::new(&spread, config.size()).photographs)?;
-    Ok((path, parity))
+    let parity = check(draft.folder(), &network, &Exams::new(&spread, config.size()).photographs)?;
+    Ok((draft.publish(&folder)?, parity))
 }
 
 /// Writes the ONNX file with its manifest, and the manifest beside it.
@@ -78,7 +79,7 @@ pub fn save(folder: &Path, graph: &Graph, variables: &VarStore, manifest: &Manif
 pub fn check(folder: &Path, network: &Network, exams: &[Exam]) -> Result<Parity> {
     let pictures: Vec<&RgbImage> = exams.iter().map(|exam| &exam.picture).collect();
     let batches = pictures.chunks(32).map(|pictures| pixels(&Batch::unlabelled(pictures), Device::Cpu));
-    let parity = parity::check(&folder.join("model.onnx"), network, batches, MAP_TOLERANCE)?;
+    let parity = parity::check(&folder.join(model::MODEL), network, batches, MAP_TOLERANCE)?;
 
     let selection = Selection::default();
     let torch = validate::found(&pictures, network, &selection, Device::Cpu)?;

@@ -13,7 +13,7 @@ use crate::architectures::residual;
 use crate::checkpoint;
 use crate::graph::Graph;
 use crate::lesson;
-use crate::model::{Identity, LOGIT_TOLERANCE, commit, save};
+use crate::model::{Draft, Identity, LOGIT_TOLERANCE, commit, save};
 use crate::network::Network;
 use crate::onnx::export;
 use crate::onnx::parity::{self, Parity};
@@ -24,7 +24,8 @@ use crate::vectors::target::Target;
 /// Most pictures that parity is checked on.
 const PARITY_PICTURES: usize = 256;
 
-/// Writes a complete run as `<models>/<name>/<version>/`, then runs crops of `samples` through libtorch and ONNX Runtime and compares.
+/// Runs crops of `samples` through libtorch and the ONNX file of a complete run, and where they agree writes it as
+/// `<models>/<name>/<version>/`.
 ///
 /// The model has a head for each task that one of the attributes answers, which is what a server reads, and beside them all logits as the
 /// output [`ATTRIBUTES`].
@@ -44,13 +45,14 @@ pub fn write(run: &Path, models: &Path, identity: Identity, samples: &[Sample]) 
     let manifest = manifest(&config, &graph, identity, &heads)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
     let names: Vec<&str> = heads.iter().map(|(_, head)| head.task.name()).collect();
-    let path = save(&folder, &graph, &variables, config.size as usize, &names, &manifest)?;
+    let draft = Draft::new()?;
+    let path = save(draft.folder(), &graph, &variables, config.size as usize, &names, &manifest)?;
 
     let step = (samples.len() / PARITY_PICTURES).max(1);
     let spread: Vec<Sample> = samples.iter().step_by(step).take(PARITY_PICTURES).cloned().collect();
     let batches = validate::plain_batches(&spread, config.size).map(|batch| validate::pixels(&batch, Device::Cpu));
     let parity = parity::check(&path, &network, batches, LOGIT_TOLERANCE)?;
-    Ok((path, parity))
+    Ok((draft.publish(&folder)?, parity))
 }
 
 /// The network of a complete run with a head of two logits for each task beside all attributes.

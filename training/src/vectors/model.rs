@@ -14,7 +14,7 @@ use crate::architectures::residual;
 use crate::checkpoint;
 use crate::graph::{Graph, Layer};
 use crate::lesson;
-use crate::model::{Identity, LOGIT_TOLERANCE, commit, place, save};
+use crate::model::{Draft, Identity, LOGIT_TOLERANCE, commit, place, save};
 use crate::network::Network;
 use crate::onnx::export::{self, Sides, VECTOR};
 use crate::onnx::parity::{self, Parity};
@@ -22,7 +22,8 @@ use crate::onnx::parity::{self, Parity};
 /// Most rows that parity is checked on.
 const PARITY_ROWS: usize = 256;
 
-/// Writes a complete run as `<models>/<name>/<version>/`, then runs rows of `held_out` through libtorch and ONNX Runtime and compares.
+/// Runs rows of `held_out` through libtorch and the ONNX file of a complete run, and where they agree writes it as
+/// `<models>/<name>/<version>/`.
 ///
 /// With `passes` the model answers each embedding so many times with random dropout and tells the mean and the votes, which is written once
 /// the network as it is has been compared.
@@ -45,7 +46,8 @@ pub fn write(
     let (graph, variables, network) = served(run, config, rows.features, &head)?;
     let mut manifest = manifest(config, &graph, identity, rows.features, head)?;
     let folder = models.join(&manifest.name).join(&manifest.version);
-    let path = save(&folder, &graph, &variables, Sides::None, &[config.target.head()], &manifest)?;
+    let draft = Draft::new()?;
+    let path = save(draft.folder(), &graph, &variables, Sides::None, &[config.target.head()], &manifest)?;
 
     let step = (held_out.len() / PARITY_ROWS).max(1);
     let spread: Vec<usize> = held_out.iter().step_by(step).take(PARITY_ROWS).copied().collect();
@@ -60,9 +62,9 @@ pub fn write(
         let json = checked(&manifest)?.to_json();
         let heads = [config.target.head()];
         let model = export::write_repeated(&graph, &variables.variables(), &heads, passes, &json)?;
-        place(&folder, &model, &json)?;
+        place(draft.folder(), &model, &json)?;
     }
-    Ok((path, parity))
+    Ok((draft.publish(&folder)?, parity))
 }
 
 /// The network of a complete run as it is served: with a logit for each class.
