@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use facewise_evaluation::corrections::Corrections;
+use facewise_evaluation::detection::Face;
 use facewise_training::detector::config::{Config, PhotographsConfig};
 use facewise_training::detector::data::{self, Album, Trust};
 use facewise_training::detector::onnx::Engine;
@@ -88,6 +89,12 @@ pub(crate) enum DetectorCommand {
         /// Corrections of the set's labels
         #[arg(long, default_value = "evaluation/corrections/celeba_wild-val.csv")]
         corrections: PathBuf,
+        /// Only faces whose eyes are labelled at least so many pixels apart; others count neither way
+        #[arg(long, default_value_t = 0.0, conflicts_with = "record")]
+        eyes_from: f32,
+        /// Only faces whose eyes are labelled closer together than so many pixels
+        #[arg(long, default_value_t = f32::INFINITY, conflicts_with = "record")]
+        eyes_below: f32,
         /// Measure against the set's own labels
         #[arg(long, conflicts_with_all = ["corrections", "record"])]
         uncorrected: bool,
@@ -152,6 +159,8 @@ pub(crate) fn run(command: DetectorCommand) -> Result<()> {
             set,
             filter,
             corrections,
+            eyes_from,
+            eyes_below,
             uncorrected,
             models,
             name,
@@ -163,6 +172,9 @@ pub(crate) fn run(command: DetectorCommand) -> Result<()> {
             let corrections = if uncorrected { None } else { Some(read_corrections(&corrections)?) };
             let photographs =
                 data::photographs(&data, &set, &filter, corrections.as_ref().map_or(Trust::All, Trust::Mended))?;
+            let eyes = |face: &Face| face.landmarks.right_eye.distance(face.landmarks.left_eye);
+            let wanted = |face: &Face| (eyes_from..eyes_below).contains(&eyes(face));
+            let photographs: Vec<_> = photographs.into_iter().map(|photograph| photograph.only(wanted)).collect();
             let own = Engine::open(&folder)?.manifest().input.size;
             let figures = model::evaluate(&folder, &Exams::new(&photographs, size.unwrap_or(own)))?;
             print_table(&set, &filter, &figures);

@@ -28,6 +28,15 @@ impl Photograph {
         let areas = self.truth.faces.iter().map(|face| face.area);
         areas.max_by(|a, b| side(a).total_cmp(&side(b)))
     }
+
+    /// The same with these faces alone; others count neither way.
+    #[must_use]
+    pub fn only(mut self, wanted: impl Fn(&Face) -> bool) -> Self {
+        let (faces, others) = self.truth.faces.into_iter().partition(wanted);
+        self.truth.faces = faces;
+        self.truth.ignored.extend(others.into_iter().map(|face: Face| face.area));
+        self
+    }
 }
 
 /// Side of a square as large as a box: the size of a face.
@@ -218,6 +227,16 @@ mod tests {
         };
         assert_eq!(kept([0.7, 0.95, 0.85]), (vec![10.0, 20.0], vec![0.0]));
         assert_eq!(kept([0.6, 0.5, 0.7]), (vec![20.0], vec![0.0, 10.0]));
+    }
+
+    #[test]
+    fn faces_that_are_not_wanted_count_neither_way() {
+        let at = |x: f32| super::super::testing::face(x, 0.0, 8.0);
+        let picture = RgbImage::new(40, 20);
+        let truth = Truth { faces: vec![at(0.0), at(10.0), at(20.0)], ignored: vec![at(30.0).area] };
+        let Truth { faces, ignored } = Photograph { picture, truth }.only(|face| *face == at(10.0)).truth;
+        assert_eq!(faces, [at(10.0)]);
+        assert_eq!(ignored, [at(30.0).area, at(0.0).area, at(20.0).area]);
     }
 
     #[test]
