@@ -33,7 +33,7 @@ TRAINER := $(CARGO) run --release --locked --quiet --package facewise-training -
 
 .DEFAULT_GOAL := help
 .PHONY: help serve serve-cuda test test-training clients conformance conformance-contract conformance-console screenshots lint fmt openapi onnxruntime onnxruntime-cuda libtorch train-default export-default train-detector \
-	export-detector reports bench bench-evaluation bench-latency bench-overload bench-serving bench-training clean
+	export-detector reports bench bench-evaluation bench-latency bench-memory bench-overload bench-serving bench-training clean
 .PHONY: cargo python c++ nvidia wrk
 
 help: ## this list
@@ -168,6 +168,9 @@ bench-latency: cargo onnxruntime ## the time of a picture on one core, by stage
 
 bench-overload: bench-serving ## facewise under ten times the load that it can sustain, for a minute
 	@$(BENCH_SERVING) bench/overload.py --facewise $(BUILT)/facewise --data $(BENCH_SERVING_DATA) $(ARGS)
+
+bench-memory: bench-serving ## the memory of facewise over 100,000 requests
+	@$(BENCH_SERVING) bench/memory.py --facewise $(BUILT)/facewise --data $(BENCH_SERVING_DATA) $(ARGS)
 
 bench-evaluation: bench-serving ## the evaluation of a labelled set beside the same work as predictions, and its memory over 100,000 rows
 	@$(BENCH_SERVING) bench/evaluation.py --facewise $(BUILT)/facewise --data $(BENCH_SERVING_DATA) --dataset $(FACEWISE_DATA)/utkface $(ARGS)
