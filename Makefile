@@ -129,7 +129,7 @@ libtorch: python
 	@$(PYTHON) -B scripts/fetch.py libtorch
 endif
 
-# Seven runs, each from the weights of the one before or the mean of two; the first has fewer blocks. What was stopped goes on where it was.
+# Eight runs, each from the weights of the one before or the mean of two; the first has fewer blocks. What was stopped goes on where it was.
 train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DATA, into runs/default; goes on after a stop
 	@set -e; train() { run=$$1; shift; \
 		if [ -e runs/$$run/checkpoint.safetensors ]; then start=--resume; else start=$${init:+--init $$init}; fi; \
@@ -141,7 +141,8 @@ train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DA
 	init=; for run in default-start default-middle default-late default-coarse; do train $$run; done; \
 	mean late coarse; train default-soft --teacher $$init; \
 	train default-emotion --tasks emotion; \
-	mean soft emotion; train default --teacher runs/default-soft --teacher runs/default-emotion
+	mean soft emotion; train default-joint --teacher runs/default-soft --teacher runs/default-emotion; \
+	train default --teacher runs/default-joint
 
 export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/, in floats and in 8-bit integers
 	@$(TRAINER) export --data $(FACEWISE_DATA) --weights training/weights/face-attributes-1.safetensors $(ARGS)

@@ -314,11 +314,8 @@ impl Dataset {
             .iter()
             .map(|condition| Ok((self.column(&condition.column)?, condition)))
             .collect::<Result<_, DatasetError>>()?;
-        let chosen = |row: &&Row| {
-            conditions
-                .iter()
-                .all(|(column, condition)| (row.cell(*column).trim() == condition.value) == condition.equal)
-        };
+        let chosen =
+            |row: &&Row| conditions.iter().all(|(column, condition)| condition.holds(row.cell(*column).trim()));
         Ok(self.rows().iter().filter(chosen).collect())
     }
 

@@ -77,7 +77,7 @@ struct Wishes {
     #[serde(default)]
     #[param(inline, default = "manifest")]
     detect: Detect,
-    /// Rows that count: `column=value` or `column!=value`, several with commas between.
+    /// Rows that count: `column=value`, `column!=value`, or with a number `column<value`, `<=`, `>`, `>=`, several with commas between.
     #[serde(rename = "where")]
     #[param(example = "split=test")]
     filter: Option<String>,

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// The set: a folder with manifest.csv and the pictures or an images.zip, or a zip of either
     #[arg(value_name = "DATASET")]
     dataset: PathBuf,
-    /// Rows that count, as in split=test,race!=Asian
+    /// Rows that count, as in "split=test,race!=Asian,age>=10"
     #[arg(long = "where", value_name = "FILTER", default_value = "")]
     filter: Filter,
     /// Where faces are taken from: the manifest's keypoints, what the detector finds as with detect=crop, or the centred

@@ -510,7 +510,7 @@ mod tests {
 
     #[test]
     fn tasks_are_trained_alone() {
-        let config = Config::parse(DEFAULT).expect("valid");
+        let config = Config::parse(include_str!("../configs/default-joint.toml")).expect("valid");
         let sets = |config: &Config| config.data.iter().map(|data| data.set.clone()).collect::<Vec<_>>();
         let gender = config.clone().only(&[Task::Gender]).expect("valid");
         assert_eq!(answered(&gender.graph().expect("a network")), [Task::Gender]);

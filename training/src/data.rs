@@ -9,6 +9,7 @@ use facewise_core::picture::{self, Limits, RgbImage};
 use facewise_core::task::AGES;
 use facewise_evaluation::{Dataset, Filter, Row};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::config::{Config, DataConfig, answered};
 use crate::loader::Mix;
@@ -66,7 +67,7 @@ impl Source {
         for data in &config.data {
             samples.extend(match self {
                 Self::Sets(_) => self.split(config, data)?.validation,
-                Self::Packs(folder) => sample::read_pack(folder, &pack_name(data, "validation"))?,
+                Self::Packs(folder) => packed(folder, data, "validation")?,
             });
         }
         Ok(samples)
@@ -75,10 +76,9 @@ impl Source {
     fn split(&self, config: &Config, data: &DataConfig) -> Result<Split> {
         match self {
             Self::Sets(root) => read(root, data, resolution(config)),
-            Self::Packs(folder) => Ok(Split {
-                train: sample::read_pack(folder, &pack_name(data, "train"))?,
-                validation: sample::read_pack(folder, &pack_name(data, "validation"))?,
-            }),
+            Self::Packs(folder) => {
+                Ok(Split { train: packed(folder, data, "train")?, validation: packed(folder, data, "validation")? })
+            }
         }
     }
 }
@@ -130,7 +130,9 @@ pub fn pack(
     part_bytes: usize,
     report: impl Fn(&str, usize, usize),
 ) -> Result<()> {
-    for data in &config.data {
+    for (index, data) in config.data.iter().enumerate() {
+        let twice = config.data[..index].iter().any(|other| pack_name(other, "") == pack_name(data, ""));
+        ensure!(!twice, "set `{}` is there twice with the same rows, {}", data.set, data.filter);
         let split = read(root, data, resolution(config))?;
         for (part, samples) in [("train", &split.train), ("validation", &split.validation)] {
             let name = pack_name(data, part);
@@ -149,8 +151,16 @@ fn resolution(config: &Config) -> u32 {
     2 * config.size()
 }
 
+/// Name of the parts of one set's rows: a set may be there twice, with other rows, and other rows must not be taken for these.
 fn pack_name(data: &DataConfig, part: &str) -> String {
-    format!("{}-{part}", data.set)
+    let DataConfig { set, filter, validation, hold_out, .. } = data;
+    let rows = Sha256::digest(format!("{filter:?} {validation:?} {hold_out:?}"));
+    format!("{set}-{:02x}{:02x}{:02x}{:02x}-{part}", rows[0], rows[1], rows[2], rows[3])
+}
+
+fn packed(folder: &Path, data: &DataConfig, part: &str) -> Result<Vec<Sample>> {
+    let context = || format!("set `{}`, {}: was it packed with these rows?", data.set, data.filter);
+    sample::read_pack(folder, &pack_name(data, part)).with_context(context)
 }
 
 fn read(root: &Path, data: &DataConfig, resolution: u32) -> Result<Split> {
@@ -273,7 +283,19 @@ mod tests {
         pack(&config(), root.path(), &packs, 1 << 20, |_, _, _| ()).expect("packed");
         let (packed, packed_validation) = Source::Packs(packs.clone()).load(&config()).expect("readable");
         assert!(packed.samples == mix.samples && packed_validation == validation);
-        assert!(Source::Packs(packs).validation(&config()).expect("readable") == validation);
+        assert!(Source::Packs(packs.clone()).validation(&config()).expect("readable") == validation);
+
+        let mut twice = config();
+        twice.data.push(twice.data[0].clone());
+        let again = pack(&twice, root.path(), &packs, 1 << 20, |_, _, _| ()).expect_err("one would replace the other");
+        assert!(again.to_string().contains("set `faces` is there twice"), "{again}");
+        twice.data[1].filter = "split=test".into();
+        twice.data[1].hold_out = None;
+        let missing = Source::Packs(packs.clone()).load(&twice).expect_err("other rows");
+        assert!(missing.to_string().contains("set `faces`, split=test: was it packed"), "{missing}");
+        pack(&twice, root.path(), &packs, 1 << 20, |_, _, _| ()).expect("packed");
+        let (mix, _) = Source::Packs(packs).load(&twice).expect("readable");
+        assert_eq!(ages(&mix.samples), [50.0, 60.0, 80.0, 90.0, 110.0]);
     }
 
     #[test]
