@@ -107,27 +107,32 @@ const MAGIC: &[u8; 8] = b"FWPACK01";
 /// Absent number in a record.
 const NONE: u8 = 255;
 
-/// Writes samples as parts `NAME-000.pack`, `NAME-001.pack` … of at most `part_bytes` each (a single sample may be larger).
+/// Writes samples as parts `NAME-000.pack`, `NAME-001.pack` … of at most `part_bytes` each (a single sample may be larger). Without samples
+/// there is one empty part.
 #[derive(Debug)]
 pub struct PackWriter {
     folder: PathBuf,
     name: String,
     part_bytes: usize,
+    /// Parts begun.
     parts: usize,
-    current: Option<(BufWriter<File>, usize)>,
+    /// The last of them, and its bytes so far.
+    part: BufWriter<File>,
+    written: usize,
 }
 
 impl PackWriter {
     /// Starts a set of parts in a folder that is made if need be; older parts of the same name are removed.
     ///
     /// # Errors
-    /// When the folder cannot be made, read or cleaned.
+    /// When the folder cannot be made, read or cleaned, or the first part not be written.
     pub fn new(folder: &Path, name: &str, part_bytes: usize) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         for part in parts(folder, name)? {
             fs::remove_file(&part).with_context(|| format!("cannot remove {}", part.display()))?;
         }
-        Ok(Self { folder: folder.to_owned(), name: name.to_owned(), part_bytes, parts: 0, current: None })
+        let part = begin_part(folder, name, 0)?;
+        Ok(Self { folder: folder.to_owned(), name: name.to_owned(), part_bytes, parts: 1, part, written: MAGIC.len() })
     }
 
     /// Adds a sample.
@@ -136,22 +141,14 @@ impl PackWriter {
     /// When a part cannot be written, or the picture is wider or higher than 65,535 pixels.
     pub fn push(&mut self, sample: &Sample) -> Result<()> {
         let record = encode(sample)?;
-        let full = self.current.as_ref().is_some_and(|(_, written)| written + record.len() > self.part_bytes);
-        if full {
-            self.close_part()?;
-        }
-        if self.current.is_none() {
-            let path = self.folder.join(format!("{}-{:03}.pack", self.name, self.parts));
-            let mut file =
-                BufWriter::new(File::create(&path).with_context(|| format!("cannot write {}", path.display()))?);
-            file.write_all(MAGIC)?;
+        if self.written > MAGIC.len() && self.written + record.len() > self.part_bytes {
+            self.part.flush()?;
+            self.part = begin_part(&self.folder, &self.name, self.parts)?;
             self.parts += 1;
-            self.current = Some((file, MAGIC.len()));
+            self.written = MAGIC.len();
         }
-        if let Some((file, written)) = &mut self.current {
-            file.write_all(&record)?;
-            *written += record.len();
-        }
+        self.part.write_all(&record)?;
+        self.written += record.len();
         Ok(())
     }
 
@@ -160,16 +157,16 @@ impl PackWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn finish(mut self) -> Result<usize> {
-        self.close_part()?;
+        self.part.flush()?;
         Ok(self.parts)
     }
+}
 
-    fn close_part(&mut self) -> Result<()> {
-        if let Some((mut file, _)) = self.current.take() {
-            file.flush()?;
-        }
-        Ok(())
-    }
+fn begin_part(folder: &Path, name: &str, number: usize) -> Result<BufWriter<File>> {
+    let path = folder.join(format!("{name}-{number:03}.pack"));
+    let mut file = BufWriter::new(File::create(&path).with_context(|| format!("cannot write {}", path.display()))?);
+    file.write_all(MAGIC)?;
+    Ok(file)
 }
 
 /// Reads all parts of a name in their order.
