@@ -129,7 +129,7 @@ libtorch: python
 	@$(PYTHON) -B scripts/fetch.py libtorch
 endif
 
-# Eight runs, each from the weights of the one before or the mean of two; the first has fewer blocks. What was stopped goes on where it was.
+# Nine runs, each from the weights of the one before or the mean of two; the first has fewer blocks. What was stopped goes on where it was.
 train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DATA, into runs/default; goes on after a stop
 	@set -e; train() { run=$$1; shift; \
 		if [ -e runs/$$run/checkpoint.safetensors ]; then start=--resume; else start=$${init:+--init $$init}; fi; \
@@ -142,7 +142,8 @@ train-default: cargo c++ libtorch ## trains the attribute network on FACEWISE_DA
 	mean late coarse; train default-soft --teacher $$init; \
 	train default-emotion --tasks emotion; \
 	mean soft emotion; train default-joint --teacher runs/default-soft --teacher runs/default-emotion; \
-	train default --teacher runs/default-joint
+	train default-photographs --teacher runs/default-joint; \
+	train default --teacher runs/default-photographs
 
 export-default: cargo c++ libtorch onnxruntime ## writes the network of the last train-default to models/, in floats and in 8-bit integers
 	@$(TRAINER) export --data $(FACEWISE_DATA) --weights training/weights/face-attributes-1.safetensors $(ARGS)
@@ -189,9 +190,9 @@ $(BENCH_SERVING_VENV)/installed: bench/requirements.txt | python
 	$(BENCH_SERVING_VENV)/bin/python -m pip install --quiet --no-cache-dir --requirement bench/requirements.txt
 	@touch $@
 
-# Two runs, the second from the weights of the first, which has a shallower head. What was stopped goes on where it was.
+# Three runs, each from the weights of the one before; the first has a shallower head. What was stopped goes on where it was.
 train-detector: cargo c++ libtorch ## trains the face detector on FACEWISE_DATA, into runs/detector; goes on after a stop
-	@init=; for run in detector-start detector; do \
+	@init=; for run in detector-start detector-middle detector; do \
 		resume=; if [ -e runs/$$run/checkpoint.safetensors ]; then resume=--resume; init=; fi; \
 		[ -e runs/$$run/weights.safetensors ] || $(TRAINER) detector train --config training/configs/$$run.toml \
 			--data $(FACEWISE_DATA) --run runs/$$run $$resume $$init $(ARGS) || exit 1; \

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use facewise_core::manifest::{Kind, Manifest, ManifestError, is_name};
+use facewise_core::manifest::{Kind, MANIFEST_FILE, MODEL_FILE, Manifest, ManifestError, is_name};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
@@ -22,10 +22,6 @@ use crate::engine::{
 use crate::stamp::Stamp;
 use crate::telemetry::Metrics;
 
-/// Name of the network's file in a version's folder.
-pub const MODEL_FILE: &str = "model.onnx";
-/// Name of the manifest beside it.
-pub const MANIFEST_FILE: &str = "manifest.json";
 /// The model that is the default where several are served and none is named.
 pub const DEFAULT_MODEL: &str = "face-attributes";
 

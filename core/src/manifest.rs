@@ -1,6 +1,6 @@
 //! The manifest of a model: what it is, what it reads, how its outputs are decoded, where
 //! it comes from and what was measured. It is JSON, embedded in the ONNX file under
-//! [`METADATA_KEY`] and lying beside it as `manifest.json`.
+//! [`METADATA_KEY`] and lying beside it as [`MANIFEST_FILE`].
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,12 @@ use crate::decode::AgePoint;
 use crate::detection::{Decoder, STRIDES};
 use crate::geometry::Template;
 use crate::task::{AgeGroup, Task};
+
+/// Name of the network's file in the folder of a model's version.
+pub const MODEL_FILE: &str = "model.onnx";
+
+/// Name of the manifest beside it.
+pub const MANIFEST_FILE: &str = "manifest.json";
 
 /// Key of the manifest in the ONNX file's `metadata_props`.
 pub const METADATA_KEY: &str = "facewise.manifest";

@@ -1,5 +1,5 @@
-//! Corrections of labels that a program made: a small CSV of coordinates beside a set, for faces it missed, faces it imagined and
-//! regions that nobody can judge.
+//! Corrections of labels that a program made: a small CSV of coordinates beside a set, for faces it missed, faces it imagined, keypoints
+//! it misplaced and regions that nobody can judge.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -19,6 +19,8 @@ enum Correction {
     Add(Face),
     /// No face there; the box identifies the row.
     Remove(Rect),
+    /// Where the keypoints of a labelled face are; its box identifies the row.
+    Place(Face),
     /// A region where a detector may say what it wants.
     Ignore(Rect),
 }
@@ -35,8 +37,8 @@ pub enum CorrectionsError {
     /// A row that is not CSV of the columns `path`, `action`, `box_x` … `mouth_y`.
     #[error("corrections: {0}")]
     Csv(#[from] csv::Error),
-    /// An action that is none of `add`, `remove`, `ignore`.
-    #[error("corrections of {path}: '{action}' is none of add, remove, ignore")]
+    /// An action that is none of `add`, `remove`, `place`, `ignore`.
+    #[error("corrections of {path}: '{action}' is none of add, remove, place, ignore")]
     Action {
         /// The picture.
         path: String,
@@ -49,14 +51,14 @@ pub enum CorrectionsError {
         /// The picture.
         path: String,
     },
-    /// A face to add needs all its keypoints.
-    #[error("corrections of {path}: a face to add needs four keypoints")]
+    /// A face to add or to place needs all its keypoints.
+    #[error("corrections of {path}: a face to add or to place needs four keypoints")]
     Keypoints {
         /// The picture.
         path: String,
     },
-    /// A removal that meets no face: the file belongs to other labels.
-    #[error("corrections of {path}: no labelled face is at the box to remove")]
+    /// A row that meets no face: the file belongs to other labels.
+    #[error("corrections of {path}: no labelled face is at the box of a row to remove or to place")]
     NoSuchFace {
         /// The picture.
         path: String,
@@ -104,11 +106,13 @@ impl Record {
         if !(area.width > 0.0 && area.height > 0.0) {
             return Err(CorrectionsError::Box { path: path() });
         }
+        let face = || {
+            let landmarks = self.landmarks().ok_or_else(|| CorrectionsError::Keypoints { path: path() })?;
+            Ok(Face { area, landmarks })
+        };
         match self.action.as_str() {
-            "add" => {
-                let landmarks = self.landmarks().ok_or_else(|| CorrectionsError::Keypoints { path: path() })?;
-                Ok(Correction::Add(Face { area, landmarks }))
-            }
+            "add" => face().map(Correction::Add),
+            "place" => face().map(Correction::Place),
             "remove" => Ok(Correction::Remove(area)),
             "ignore" => Ok(Correction::Ignore(area)),
             action => Err(CorrectionsError::Action { path: path(), action: action.to_owned() }),
@@ -118,7 +122,7 @@ impl Record {
 
 impl Corrections {
     /// Reads the columns `path,action,box_x,box_y,box_w,box_h,reye_x,reye_y,leye_x,leye_y,nose_x,nose_y,mouth_x,mouth_y`, in pixels of the
-    /// stored picture. `action` is `add`, `remove` or `ignore`; only faces to add have keypoints.
+    /// stored picture. `action` is `add`, `remove`, `place` or `ignore`; only faces to add or to place have keypoints.
     ///
     /// # Errors
     /// When the text is not such a CSV.
@@ -132,29 +136,48 @@ impl Corrections {
         Ok(corrections)
     }
 
+    /// Adds the corrections of another file.
+    pub fn extend(&mut self, other: Self) {
+        for (path, corrections) in other.by_path {
+            self.by_path.entry(path).or_default().extend(corrections);
+        }
+    }
+
+    fn of(&self, path: &str) -> &[Correction] {
+        self.by_path.get(path).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Puts the keypoints of one picture's faces where they are; nothing else is corrected.
+    ///
+    /// # Errors
+    /// [`CorrectionsError::NoSuchFace`] when a row meets none of the faces.
+    pub fn place(&self, path: &str, faces: &mut [Face]) -> Result<(), CorrectionsError> {
+        for correction in self.of(path) {
+            if let Correction::Place(Face { area, landmarks }) = correction {
+                faces[at(area, faces, path)?].landmarks = *landmarks;
+            }
+        }
+        Ok(())
+    }
+
     /// The faces of one picture, corrected: those labelled without the removed ones, then the added ones.
     ///
     /// # Errors
-    /// [`CorrectionsError::NoSuchFace`] when a removal meets none of the faces.
+    /// [`CorrectionsError::NoSuchFace`] when a row meets none of the faces.
     pub fn apply(&self, path: &str, faces: Vec<Face>) -> Result<Truth, CorrectionsError> {
         let mut truth = Truth { faces, ignored: Vec::new() };
-        let corrections = self.by_path.get(path).map(Vec::as_slice).unwrap_or_default();
-        // Removals first, so that a face may be replaced by one in the same place.
-        for correction in corrections {
+        self.place(path, &mut truth.faces)?;
+        // Removals before additions, so that a face may be replaced by one in the same place.
+        for correction in self.of(path) {
             if let Correction::Remove(area) = correction {
-                let same = |face: &Face| face.area.iou(area);
-                let found = (0..truth.faces.len())
-                    .max_by(|a, b| same(&truth.faces[*a]).total_cmp(&same(&truth.faces[*b])))
-                    .filter(|index| same(&truth.faces[*index]) >= SAME_BOX)
-                    .ok_or_else(|| CorrectionsError::NoSuchFace { path: path.to_owned() })?;
-                truth.faces.remove(found);
+                truth.faces.remove(at(area, &truth.faces, path)?);
             }
         }
-        for correction in corrections {
+        for correction in self.of(path) {
             match correction {
                 Correction::Add(face) => truth.faces.push(*face),
                 Correction::Ignore(area) => truth.ignored.push(*area),
-                Correction::Remove(_) => {}
+                Correction::Remove(_) | Correction::Place(_) => {}
             }
         }
         Ok(truth)
@@ -171,6 +194,15 @@ impl Corrections {
             None => Ok(()),
         }
     }
+}
+
+/// The number of the face that a row means by its box.
+fn at(area: &Rect, faces: &[Face], path: &str) -> Result<usize, CorrectionsError> {
+    let same = |index: &usize| faces[*index].area.iou(area);
+    (0..faces.len())
+        .max_by(|a, b| same(a).total_cmp(&same(b)))
+        .filter(|index| same(index) >= SAME_BOX)
+        .ok_or_else(|| CorrectionsError::NoSuchFace { path: path.to_owned() })
 }
 
 #[cfg(test)]
@@ -213,13 +245,31 @@ mod tests {
     }
 
     #[test]
+    fn keypoints_are_placed_and_the_box_stays() {
+        let mut corrections = read("a.jpg,place,21,0,10,10,7,0,7,0,7,0,7,0\n").expect("readable");
+        corrections.extend(read("a.jpg,remove,0,0,10,10,,,,,,,,\nb.jpg,ignore,0,0,1,1,,,,,,,,\n").expect("readable"));
+        let placed = Face { landmarks: face(7.0).landmarks, ..face(20.0) };
+        let mut faces = vec![face(0.0), face(20.0)];
+        corrections.place("a.jpg", &mut faces).expect("it is there");
+        assert_eq!(faces, [face(0.0), placed]);
+        assert_eq!(corrections.apply("a.jpg", vec![face(0.0), face(20.0)]).expect("both are there").faces, [placed]);
+        assert_eq!(corrections.apply("b.jpg", Vec::new()).expect("nothing to find").ignored.len(), 1);
+        assert!(matches!(corrections.place("a.jpg", &mut [face(0.0)]), Err(CorrectionsError::NoSuchFace { .. })));
+    }
+
+    #[test]
     fn what_does_not_fit_is_said() {
         let error = |rows: &str| read(rows).expect_err("refused").to_string();
         assert_eq!(
             error("a.jpg,move,0,0,1,1,,,,,,,,\n"),
-            "corrections of a.jpg: 'move' is none of add, remove, ignore"
+            "corrections of a.jpg: 'move' is none of add, remove, place, ignore"
         );
-        assert_eq!(error("a.jpg,add,0,0,1,1,,,,,,,,\n"), "corrections of a.jpg: a face to add needs four keypoints");
+        for action in ["add", "place"] {
+            assert_eq!(
+                error(&format!("a.jpg,{action},0,0,1,1,,,,,,,,\n")),
+                "corrections of a.jpg: a face to add or to place needs four keypoints"
+            );
+        }
         assert_eq!(
             error("a.jpg,ignore,0,0,0,1,,,,,,,,\n"),
             "corrections of a.jpg: a box must have a width and a height"

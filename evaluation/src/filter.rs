@@ -15,15 +15,23 @@ enum Operator {
 }
 
 impl Operator {
-    const fn text(self) -> &'static str {
-        match self {
-            Self::Equal => "=",
-            Self::NotEqual => "!=",
-            Self::Less => "<",
-            Self::AtMost => "<=",
-            Self::More => ">",
-            Self::AtLeast => ">=",
-        }
+    /// Those that begin like another come before it.
+    const ALL: [(&'static str, Self); 6] = [
+        ("!=", Self::NotEqual),
+        ("<=", Self::AtMost),
+        (">=", Self::AtLeast),
+        ("=", Self::Equal),
+        ("<", Self::Less),
+        (">", Self::More),
+    ];
+
+    /// Takes the operator that a text begins with from it.
+    fn read(text: &str) -> Option<(Self, &str)> {
+        Self::ALL.into_iter().find_map(|(sign, operator)| Some((operator, text.strip_prefix(sign)?)))
+    }
+
+    fn sign(self) -> &'static str {
+        Self::ALL.into_iter().find(|(_, operator)| *operator == self).map_or("", |(sign, _)| sign)
     }
 
     /// Whether it compares texts; the others compare numbers.
@@ -89,22 +97,10 @@ impl Filter {
 }
 
 fn condition(part: &str) -> Option<Condition> {
-    let (left, rest) = part.split_at(part.find(['=', '<', '>'])?);
-    let (operator, value) = if let Some(value) = rest.strip_prefix("<=") {
-        (Operator::AtMost, value)
-    } else if let Some(value) = rest.strip_prefix(">=") {
-        (Operator::AtLeast, value)
-    } else if let Some(value) = rest.strip_prefix('<') {
-        (Operator::Less, value)
-    } else if let Some(value) = rest.strip_prefix('>') {
-        (Operator::More, value)
-    } else {
-        (Operator::Equal, rest.strip_prefix('=')?)
-    };
-    let (column, operator) = match (left.strip_suffix('!'), operator) {
-        (Some(column), Operator::Equal) => (column, Operator::NotEqual),
-        _ => (left, operator),
-    };
+    let at = part.find(['=', '<', '>'])?;
+    let at = if part[..at].ends_with('!') && part[at..].starts_with('=') { at - 1 } else { at };
+    let (column, rest) = part.split_at(at);
+    let (operator, value) = Operator::read(rest)?;
     let (column, value) = (column.trim(), value.trim());
     let is_condition = !column.is_empty() && (operator.is_of_texts() || value.parse::<f64>().is_ok());
     is_condition.then(|| Condition { column: column.into(), operator, value: value.into() })
@@ -122,7 +118,7 @@ impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Condition { column, operator, value }) in self.conditions.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            write!(f, "{comma}{column}{}{value}", operator.text())?;
+            write!(f, "{comma}{column}{}{value}", operator.sign())?;
         }
         Ok(())
     }

@@ -147,6 +147,8 @@ pub fn load_weights(path: &Path, variables: &VarStore) -> Result<()> {
 pub struct Inherited {
     /// Variables that have the file's values.
     pub taken: usize,
+    /// Those of them that have more channels than in the file.
+    pub grown: usize,
     /// Variables that start anew: the file has none of this name, or of a head one of another shape.
     pub new: Vec<String>,
     /// What the file has beside: heads of other networks.
@@ -154,8 +156,9 @@ pub struct Inherited {
 }
 
 /// Starts from the weights of another run or of torchvision. Variables that the file lacks keep their values: new residual blocks begin as
-/// the identity, so a network that got deeper computes what the shallower one did. Heads start anew where theirs do not fit; torchvision's
-/// (`fc`, `classifier`) and those of tasks that this network does not answer are left out.
+/// the identity, so a network that got deeper computes what the shallower one did. So does one that got wider: its first channels are those of
+/// the file and begin deaf to the new ones, which start anew. Heads start anew where theirs do not fit; torchvision's (`fc`, `classifier`) and
+/// those of tasks that this network does not answer are left out.
 ///
 /// # Errors
 /// When the file is missing or broken, nothing in it fits, or a variable of its trunk is not the network's or has another shape there; all
@@ -166,9 +169,17 @@ pub fn start_from(path: &Path, variables: &VarStore) -> Result<Inherited> {
     found.retain(|name, _| !name.ends_with(".num_batches_tracked"));
     let (mut fitting, mut inherited, mut others) = (Vec::new(), Inherited::default(), Vec::new());
     let own = sorted(variables);
+    let narrower = |name: &str, tensor: &Tensor| found.get(name).is_some_and(|found| is_narrower(found, tensor));
+    // A head alone that has more inputs sees other maps, not more channels.
+    let wider = own.iter().any(|(name, variable)| !is_head(name) && narrower(name, variable));
     for (name, variable) in &own {
+        let answers_alike = |tensor: &Tensor| !is_head(name) || tensor.size()[0] == variable.size()[0];
         match found.get(name) {
             Some(tensor) if tensor.size() == variable.size() => fitting.push((name.clone(), variable.shallow_clone())),
+            Some(tensor) if wider && is_narrower(tensor, variable) && answers_alike(tensor) => {
+                grow(variable, tensor);
+                inherited.grown += 1;
+            }
             Some(tensor) => {
                 let shapes = format!("{name} {:?} instead of {:?}", tensor.size(), variable.size());
                 if is_head(name) { inherited.new.push(shapes) } else { others.push(shapes) }
@@ -181,12 +192,12 @@ pub fn start_from(path: &Path, variables: &VarStore) -> Result<Inherited> {
     surplus.sort();
     let strangers = surplus.iter().any(|name| !is_head(name));
     inherited.left = surplus;
-    inherited.taken = fitting.len();
-    if strangers || !others.is_empty() || fitting.is_empty() {
+    inherited.taken = fitting.len() + inherited.grown;
+    if strangers || !others.is_empty() || inherited.taken == 0 {
         bail!(
             "{} is of another network: {} variables fit; missing are {}; surplus are {}; of another shape are {}",
             path.display(),
-            fitting.len(),
+            inherited.taken,
             some(&inherited.new),
             some(&inherited.left),
             some(&others)
@@ -195,6 +206,24 @@ pub fn start_from(path: &Path, variables: &VarStore) -> Result<Inherited> {
     let found = read(path)?;
     fill(fitting.into_iter(), &found).with_context(|| format!("in {}", path.display()))?;
     Ok(inherited)
+}
+
+/// Whether a tensor has fewer channels than a variable, and kernels of the same size.
+fn is_narrower(tensor: &Tensor, variable: &Tensor) -> bool {
+    let (found, own) = (tensor.size(), variable.size());
+    found.len() == own.len()
+        && found != own
+        && found.iter().zip(&own).enumerate().all(|(axis, (found, own))| found == own || axis < 2 && found < own)
+}
+
+/// Puts a tensor into the first channels of a variable, and lets these not hear the others.
+fn grow(variable: &Tensor, tensor: &Tensor) {
+    no_grad(|| {
+        let mut first = variable.narrow(0, 0, tensor.size()[0]);
+        let _ = first.zero_();
+        let heard = tensor.size().get(1).map_or_else(|| first.shallow_clone(), |&inputs| first.narrow(1, 0, inputs));
+        heard.shallow_clone().copy_(tensor);
+    });
 }
 
 /// Writes the weights without their heads, for a training that shall begin with new ones.
@@ -293,7 +322,10 @@ mod tests {
     use tch::nn::Init;
 
     use super::*;
+    use crate::architectures;
+    use crate::architectures::residual::{Head, ResidualConfig};
     use crate::config::Config;
+    use crate::network::{Mode, Network};
     use crate::optimiser::AdamW;
 
     fn store(value: f64, width: i64) -> VarStore {
@@ -410,12 +442,46 @@ mod tests {
         torchvision(&path, &[("conv1.weight", &[4, 3])]);
         let store = network();
         let inherited = start_from(&path, &store).expect("fits");
-        let expected =
-            Inherited { taken: 1, new: vec!["heads.smile.weight".to_owned()], left: vec!["fc.weight".to_owned()] };
+        let (new, left) = (vec!["heads.smile.weight".to_owned()], vec!["fc.weight".to_owned()]);
+        let expected = Inherited { taken: 1, grown: 0, new, left };
         assert_eq!(inherited, expected);
         let values = |name: &str| Vec::<Vec<f32>>::try_from(store.variables()[name].detach()).expect("a matrix");
         assert_eq!(values("conv1.weight"), [[1.0; 3]; 4]);
         assert_eq!(values("heads.smile.weight"), [[0.5; 4]; 2]);
+    }
+
+    /// The variables of a residual network with random normalisations, and what it answers to noise.
+    fn residual(widths: [usize; 4]) -> (VarStore, Network) {
+        let heads = vec![Head::new("smile", 2), Head::new("emotion", 7)];
+        let config = ResidualConfig { size: 32, widths, blocks: [1; 4], dropout: 0.0, heads };
+        let store = VarStore::new(Device::Cpu);
+        let network = Network::new(&store.root(), &architectures::residual::residual(&config).expect("a network"));
+        no_grad(|| {
+            for (_, variable) in sorted(&store) {
+                let _ = variable.shallow_clone().uniform_(0.1, 0.5);
+            }
+        });
+        (store, network)
+    }
+
+    #[test]
+    fn a_network_that_got_wider_answers_as_before() {
+        tch::manual_seed(5);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("weights.safetensors");
+        let (narrow, before) = residual([4, 4, 6, 8]);
+        save_weights(&path, &narrow).expect("written");
+        let (wide, after) = residual([6, 4, 9, 12]);
+        let pixels = Tensor::rand([3, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let answers = |network: &Network| Tensor::cat(&network.forward(&pixels, Mode::Eval), 1);
+        let inherited = start_from(&path, &wide).expect("a narrower network");
+        assert!(inherited.grown > 20 && inherited.taken > inherited.grown && inherited.new.is_empty(), "{inherited:?}");
+        let difference = (answers(&before) - answers(&after)).abs().max().double_value(&[]);
+        let size = answers(&before).abs().max().double_value(&[]);
+        assert!(difference < 1e-5 * size, "{difference} of {size}");
+
+        let error = start_from(&path, &residual([3, 4, 6, 8]).0).expect_err("a wider network");
+        assert!(error.to_string().contains("bn1.weight [4] instead of [3]"), "{error}");
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! `facewise-training detector …`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use facewise_evaluation::corrections::Corrections;
 use facewise_evaluation::detection::Face;
 use facewise_training::detector::config::{Config, PhotographsConfig};
 use facewise_training::detector::data::{self, Album, Trust};
@@ -86,9 +85,9 @@ pub(crate) enum DetectorCommand {
         /// The rows to measure on
         #[arg(long = "where", default_value = "split=val")]
         filter: String,
-        /// Corrections of the set's labels
+        /// Corrections of the set's labels; may be given several times
         #[arg(long, default_value = "evaluation/corrections/celeba_wild-val.csv")]
-        corrections: PathBuf,
+        corrections: Vec<PathBuf>,
         /// Only faces whose eyes are labelled at least so many pixels apart; others count neither way
         #[arg(long, default_value_t = 0.0, conflicts_with = "record")]
         eyes_from: f32,
@@ -143,8 +142,9 @@ pub(crate) fn run(command: DetectorCommand) -> Result<()> {
         }
         DetectorCommand::Export { run, data, models, name, model_version, description, weights } => {
             let config = Config::read(&run.join(lesson::CONFIG))?;
-            let PhotographsConfig { set, validation, certain, .. } = &config.photographs;
-            let photographs = data::photographs(&data, set, validation, Trust::From(*certain))?;
+            let PhotographsConfig { set, validation, certain, corrections, .. } = &config.photographs;
+            let trust = Trust::From { least: *certain, placed: &data::corrections(corrections)? };
+            let photographs = data::photographs(&data, set, validation, trust)?;
             let identity = Identity { name, version: model_version, description };
             let (path, parity) = model::write(&run, &models, identity, &photographs, weights.as_deref())?;
             println!("{}", path.display());
@@ -169,7 +169,7 @@ pub(crate) fn run(command: DetectorCommand) -> Result<()> {
             record,
         } => {
             let folder = models.join(name).join(model_version);
-            let corrections = if uncorrected { None } else { Some(read_corrections(&corrections)?) };
+            let corrections = if uncorrected { None } else { Some(data::corrections(&corrections)?) };
             let photographs =
                 data::photographs(&data, &set, &filter, corrections.as_ref().map_or(Trust::All, Trust::Mended))?;
             let eyes = |face: &Face| face.landmarks.right_eye.distance(face.landmarks.left_eye);
@@ -184,11 +184,6 @@ pub(crate) fn run(command: DetectorCommand) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn read_corrections(path: &Path) -> Result<Corrections> {
-    let context = || format!("cannot read {}", path.display());
-    Corrections::read(fs::File::open(path).with_context(context)?).with_context(context)
 }
 
 /// The table of the model card.

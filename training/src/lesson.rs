@@ -291,10 +291,12 @@ fn ensure_learnable(graph: &Graph, device: Device) -> Result<()> {
 
 /// Starts from a file, and says what is not from it.
 fn inherit(weights: &Path, live: &VarStore, quiet: bool) -> Result<()> {
-    let Inherited { taken, new, left } = checkpoint::start_from(weights, live)?;
-    if !(quiet || new.is_empty() && left.is_empty()) {
-        let (new, left) = (checkpoint::some(&new), checkpoint::some(&left));
-        eprintln!("{taken} variables are from {}; anew start {new}; left out are {left}", weights.display());
+    let Inherited { taken, grown, new, left } = checkpoint::start_from(weights, live)?;
+    if !(quiet || grown == 0 && new.is_empty() && left.is_empty()) {
+        let (new, left, weights) = (checkpoint::some(&new), checkpoint::some(&left), weights.display());
+        eprintln!(
+            "{taken} variables are from {weights}, {grown} of them got wider; anew start {new}; left out are {left}"
+        );
     }
     Ok(())
 }

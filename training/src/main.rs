@@ -64,7 +64,7 @@ enum Command {
         #[arg(long)]
         resume: bool,
         /// Start from these weights: of another run, as `export --weights` writes them, also of a network with fewer blocks or
-        /// other heads, or of torchvision (safetensors)
+        /// channels or other heads, or of torchvision (safetensors)
         #[arg(long, conflicts_with = "resume")]
         init: Option<PathBuf>,
         /// Folder of a run of whatever network and size, or weights of a network like this one, whose answers are learned beside the

@@ -8,7 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use facewise_core::decode::{AgeDistribution, LabelDistribution};
 use facewise_core::geometry::Template;
-use facewise_core::manifest::{Colour, Head, Input, Kind, Manifest, Measurement, Provenance, SCHEMA, Values};
+use facewise_core::manifest::{
+    Colour, Head, Input, Kind, MANIFEST_FILE, MODEL_FILE, Manifest, Measurement, Provenance, SCHEMA, Values,
+};
 use facewise_core::task::Task;
 use facewise_evaluation::report::{Geometry, Report};
 use prost::Message;
@@ -35,12 +37,6 @@ pub const LOGIT_TOLERANCE: f32 = 1e-4;
 
 /// Real crops that parity is checked on, where so many are held out; of fewer, all.
 pub const PARITY_PICTURES: usize = 256;
-
-/// File of the network in a model's folder.
-pub(crate) const MODEL: &str = "model.onnx";
-
-/// File of the manifest in a model's folder.
-pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// Crops in each batch that shows how far what flows between layers reaches.
 const WATCHED: usize = 32;
@@ -205,9 +201,9 @@ pub fn save(
 /// Writes a model and its manifest into a folder that is made if need be; returns the path of the model.
 pub(crate) fn place(folder: &Path, model: &ModelProto, manifest: &str) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join(MODEL);
+    let path = folder.join(MODEL_FILE);
     fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::write(folder.join(MANIFEST), manifest)?;
+    fs::write(folder.join(MANIFEST_FILE), manifest)?;
     Ok(path)
 }
 
@@ -228,17 +224,21 @@ impl Draft {
         self.0.path()
     }
 
-    /// Copies the model and its manifest into this folder, which is made if need be; returns the path of the model there.
+    /// Puts the model and its manifest into this folder, which is made if need be, each file whole; returns the path of the model there.
     ///
     /// # Errors
     /// When that is impossible.
     pub(crate) fn publish(self, folder: &Path) -> Result<PathBuf> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        for name in [MODEL, MANIFEST] {
-            let to = folder.join(name);
-            fs::copy(self.folder().join(name), &to).with_context(|| format!("cannot write {}", to.display()))?;
+        let files =
+            [MODEL_FILE, MANIFEST_FILE].map(|name| (folder.join(format!("{name}.part")), folder.join(name), name));
+        for (part, _, name) in &files {
+            fs::copy(self.folder().join(name), part).with_context(|| format!("cannot write {}", part.display()))?;
         }
-        Ok(folder.join(MODEL))
+        for (part, to, _) in &files {
+            fs::rename(part, to).with_context(|| format!("cannot write {}", to.display()))?;
+        }
+        Ok(folder.join(MODEL_FILE))
     }
 }
 
@@ -261,7 +261,7 @@ pub fn record(folder: &Path, reports: &[Report]) -> Result<()> {
 /// # Errors
 /// When a file cannot be read or written, or there are no figures for this model.
 pub(crate) fn remember(folder: &Path, figures: impl FnOnce(&Manifest) -> Result<Vec<Measurement>>) -> Result<()> {
-    let beside = folder.join(MANIFEST);
+    let beside = folder.join(MANIFEST_FILE);
     let text = fs::read_to_string(&beside).with_context(|| format!("cannot read {}", beside.display()))?;
     let mut manifest = Manifest::from_json(&text).with_context(|| format!("in {}", beside.display()))?;
     for fresh in figures(&manifest)? {
@@ -270,7 +270,7 @@ pub(crate) fn remember(folder: &Path, figures: impl FnOnce(&Manifest) -> Result<
         manifest.metrics.push(fresh);
     }
     let json = manifest.to_json();
-    metadata::replace_manifest(&folder.join(MODEL), &json)?;
+    metadata::replace_manifest(&folder.join(MODEL_FILE), &json)?;
     fs::write(&beside, json).with_context(|| format!("cannot write {}", beside.display()))
 }
 

@@ -1,6 +1,6 @@
 //! All knobs of a detector's training, read from one TOML file that is saved beside the run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -123,6 +123,10 @@ pub struct PhotographsConfig {
     pub validation: String,
     /// Least `box_score` of a second box on a photograph; those below are neither faces nor background.
     pub certain: f32,
+    /// Files that say where the keypoints of the set's faces are, as `place` in [`facewise_evaluation::corrections::Corrections`]; from the
+    /// folder that the program runs in. Other corrections in them are for measuring.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub corrections: Vec<PathBuf>,
 }
 
 /// A set of tight crops.

@@ -1,7 +1,8 @@
 //! Photographs and crops with their faces, decoded once into memory.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use facewise_core::geometry::Rect;
@@ -63,9 +64,11 @@ impl Album {
         for set in &config.crops {
             crops.extend(self::crops(root, set)?);
         }
-        let PhotographsConfig { set, filter, validation, certain } = &config.photographs;
-        let album = Self { photographs: photographs(root, set, filter, Trust::From(*certain))?, crops };
-        Ok((album, photographs(root, set, validation, Trust::From(*certain))?))
+        let PhotographsConfig { set, filter, validation, certain, corrections } = &config.photographs;
+        let placed = self::corrections(corrections)?;
+        let trust = Trust::From { least: *certain, placed: &placed };
+        let album = Self { photographs: photographs(root, set, filter, trust)?, crops };
+        Ok((album, photographs(root, set, validation, trust)?))
     }
 }
 
@@ -76,9 +79,27 @@ pub enum Trust<'a> {
     All,
     /// Of each photograph the one with the highest `box_score`, and others from this score on; the rest is ignored. For labels that a
     /// detector has made, whose second boxes are often no faces.
-    From(f32),
+    From {
+        /// The least score of a second box.
+        least: f32,
+        /// Where keypoints are that the set has elsewhere.
+        placed: &'a Corrections,
+    },
     /// As somebody who looked at them has mended them.
     Mended(&'a Corrections),
+}
+
+/// The corrections in some files.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn corrections(paths: &[PathBuf]) -> Result<Corrections> {
+    let mut all = Corrections::default();
+    for path in paths {
+        let context = || format!("cannot read {}", path.display());
+        all.extend(Corrections::read(fs::File::open(path).with_context(context)?).with_context(context)?);
+    }
+    Ok(all)
 }
 
 /// The photographs of a set: rows that share a path are the faces of one. Those with a row that has no box or no keypoints, a face that
@@ -93,14 +114,17 @@ pub fn photographs(root: &Path, set: &str, filter: &str, trust: Trust<'_>) -> Re
     for row in dataset.select(&Filter::parse(filter).with_context(context)?).with_context(context)? {
         by_path.entry(&row.path).or_default().push(row);
     }
-    if let Trust::Mended(corrections) = trust {
+    if let Trust::Mended(corrections) | Trust::From { placed: corrections, .. } = trust {
         corrections.check_paths(dataset.rows().iter().map(|row| row.path.as_str())).with_context(context)?;
     }
     let read = |(path, rows): (&str, Vec<&Row>)| -> Result<Option<Photograph>> {
-        let Some(faces) = rows.iter().map(|row| face(row)).collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let Some(mut faces) = rows.iter().map(|row| face(row)).collect::<Option<Vec<_>>>() else { return Ok(None) };
         let truth = match trust {
             Trust::All => Truth { faces, ignored: Vec::new() },
-            Trust::From(least) => believed(&faces, &scores(&dataset, &rows)?, least),
+            Trust::From { least, placed } => {
+                placed.place(path, &mut faces)?;
+                believed(&faces, &scores(&dataset, &rows)?, least)
+            }
             Trust::Mended(corrections) => corrections.apply(path, faces)?,
         };
         Ok(Some(Photograph { picture: decode(&dataset, rows[0])?, truth }))
@@ -169,7 +193,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::fmt::Write as _;
-    use std::fs;
+
+    use facewise_core::geometry::Point;
 
     use super::*;
 
@@ -215,6 +240,26 @@ mod tests {
         let elsewhere = Corrections::read(csv.replace("a.png", "z.png").as_bytes()).unwrap();
         let error = photographs(root.path(), "set", "split=val", Trust::Mended(&elsewhere)).unwrap_err();
         assert!(format!("{error:#}").contains("no such picture"), "{error:#}");
+    }
+
+    #[test]
+    fn what_is_learned_has_its_keypoints_placed() {
+        let root = tempfile::tempdir().unwrap();
+        set(root.path(), &[("a.png", "train", FACE)]);
+        let manifest = root.path().join("set/manifest.csv");
+        let scored =
+            fs::read_to_string(&manifest).unwrap().replace("smile", "box_score").replace(",train,,", ",train,0.9,");
+        fs::write(&manifest, scored).unwrap();
+        let places = root.path().join("places.csv");
+        let moved = FACE.replace("4,4,8,4", "3,5,9,4");
+        fs::write(&places, format!("path,action,{COLUMNS}\na.png,place,{moved}\na.png,remove,{FACE}\n")).unwrap();
+        let placed = corrections(&[places]).unwrap();
+        let trust = Trust::From { least: 0.5, placed: &placed };
+        let found = photographs(root.path(), "set", "split=train", trust).unwrap();
+        let faces: Vec<Point> = found[0].truth.faces.iter().map(|face| face.landmarks.right_eye).collect();
+        assert_eq!(faces, [Point::new(3.0, 5.0)], "placed, and not removed: that is for measuring");
+        let error = corrections(&[root.path().join("nowhere.csv")]).unwrap_err();
+        assert!(error.to_string().contains("nowhere.csv"), "{error:#}");
     }
 
     #[test]

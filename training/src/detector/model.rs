@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use facewise_core::detection::{Decoder, Detection, Selection};
-use facewise_core::manifest::{Colour, Input, Kind, Manifest, Measurement, Provenance, SCHEMA};
+use facewise_core::manifest::{Colour, Input, Kind, MODEL_FILE, Manifest, Measurement, Provenance, SCHEMA};
 use facewise_core::picture::RgbImage;
 use facewise_evaluation::detection::DetectionMetrics;
 use tch::Device;
@@ -79,7 +79,7 @@ pub fn save(folder: &Path, graph: &Graph, variables: &VarStore, manifest: &Manif
 pub fn check(folder: &Path, network: &Network, exams: &[Exam]) -> Result<Parity> {
     let pictures: Vec<&RgbImage> = exams.iter().map(|exam| &exam.picture).collect();
     let batches = pictures.chunks(32).map(|pictures| pixels(&Batch::unlabelled(pictures), Device::Cpu));
-    let parity = parity::check(&folder.join(model::MODEL), network, batches, MAP_TOLERANCE)?;
+    let parity = parity::check(&folder.join(MODEL_FILE), network, batches, MAP_TOLERANCE)?;
 
     let selection = Selection::default();
     let torch = validate::found(&pictures, network, &selection, Device::Cpu)?;

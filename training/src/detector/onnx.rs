@@ -6,12 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use facewise_core::crop;
 use facewise_core::detection::{Decoder, Detection, Selection, detect};
-use facewise_core::manifest::{Colour, Manifest};
+use facewise_core::manifest::{Colour, MANIFEST_FILE, MODEL_FILE, Manifest};
 use facewise_core::picture::RgbImage;
 use ort::session::Session;
 use ort::value::Tensor;
 
-use crate::model::{MANIFEST, MODEL};
 use crate::onnx::runtime;
 
 /// A detector of the model repository.
@@ -28,11 +27,11 @@ impl Engine {
     /// # Errors
     /// When a file is missing or broken, or is not of a detector.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join(MANIFEST);
+        let path = folder.join(MANIFEST_FILE);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let manifest = Manifest::from_json(&text).with_context(|| format!("in {}", path.display()))?;
         let decoder = manifest.decoder.with_context(|| format!("{} is not of a detector", path.display()))?;
-        Ok(Self { session: runtime::session(&folder.join(MODEL))?, manifest, decoder })
+        Ok(Self { session: runtime::session(&folder.join(MODEL_FILE))?, manifest, decoder })
     }
 
     /// What the model says of itself.
