@@ -247,9 +247,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         set(root.path(), &[("a.png", "train", FACE)]);
         let manifest = root.path().join("set/manifest.csv");
-        let scored =
-            fs::read_to_string(&manifest).unwrap().replace("smile", "box_score").replace(",train,,", ",train,0.9,");
-        fs::write(&manifest, scored).unwrap();
+        let labels = fs::read_to_string(&manifest).unwrap();
+        fs::write(&manifest, labels.replace("smile,", "smile,box_score,").replace("train,,", "train,,0.9,")).unwrap();
         let places = root.path().join("places.csv");
         let moved = FACE.replace("4,4,8,4", "3,5,9,4");
         fs::write(&places, format!("path,action,{COLUMNS}\na.png,place,{moved}\na.png,remove,{FACE}\n")).unwrap();
