@@ -229,7 +229,7 @@ struct ComputeArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
-    /// Number format of convolutions; bf16 pays where the processor has AVX512-BF16 or AMX, and on GPUs
+    /// Number format of convolutions; bf16 pays where the processor has AMX, and on GPUs
     #[arg(long, value_enum, default_value_t = PrecisionName::Fp32)]
     precision: PrecisionName,
     /// Threads of libtorch; all cores by default

@@ -21,7 +21,7 @@ pub enum Precision {
     /// 32-bit floats.
     #[default]
     Fp32,
-    /// Brain floats; fast where the processor has AVX512-BF16 or AMX, and on GPUs.
+    /// Brain floats; fast where the processor has AMX, and on GPUs.
     Bf16,
 }
 
