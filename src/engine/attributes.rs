@@ -183,6 +183,7 @@ mod tests {
 
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Arc, mpsc};
+    use std::time::Instant;
 
     use futures_util::FutureExt;
     use image::Rgb;
@@ -464,6 +465,40 @@ mod tests {
             assert_eq!(renewals.load(Ordering::SeqCst), renewed, "once before the worker tries, once after");
         }
         assert!(model.model().is_alive());
+    }
+
+    #[tokio::test]
+    async fn a_worker_whose_network_is_in_use_takes_another() {
+        for _ in 0..4 {
+            let compute = Arc::new(Compute::new(2));
+            let cpu = Arc::new(Cpu::new(2, Arc::clone(&compute)).unwrap());
+            let (release, held) = mpsc::channel();
+            let (first, second) = (Toy { held: Some(held), ..toy() }, toy());
+            let runs = Arc::clone(&second.runs);
+            let manifest = Manifest::from_json(MANIFEST).unwrap();
+            let backends: Vec<Box<dyn Backend>> = vec![Box::new(first), Box::new(second)];
+            let network = Network { manifest, sha256: "ab12".into(), backends };
+            let options = Options { compute, ..options() };
+            let model = Arc::new(AttributeModel::start(network, &Tasks::default(), options, &Metrics::new()).unwrap());
+            let warm = runs.load(Ordering::SeqCst);
+            // Both workers wait by now, and either may be the one that is woken.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let handed_in = {
+                let (cpu, model) = (Arc::clone(&cpu), Arc::clone(&model));
+                let crops = vec![face([51; 3]), face([102; 3])];
+                let hand_in = move |desk: &Desk| model.hand_in(crops, Urgency::Now, desk);
+                tokio::spawn(async move { cpu.run_at_desk(hand_in).await })
+            };
+            let until = Instant::now() + Duration::from_secs(10);
+            while runs.load(Ordering::SeqCst) == warm && Instant::now() < until {
+                tokio::task::yield_now().await;
+            }
+            let held_up = runs.load(Ordering::SeqCst) == warm;
+            release.send(()).unwrap();
+            assert!(!held_up, "the second face waits for the first");
+            let answers = model.collect(handed_in.await.unwrap().unwrap().unwrap()).await.unwrap();
+            assert_eq!(answers.len(), 2);
+        }
     }
 
     #[test]

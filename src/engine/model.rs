@@ -241,9 +241,10 @@ impl Model {
             health,
             workers: Vec::new(),
         };
-        for (index, machine) in machines.into_iter().enumerate() {
+        for (index, machine) in machines.iter().enumerate() {
             let (queue, health) = (Arc::clone(&model.queue), Arc::clone(&model.health));
-            let worker = Worker { recipe: recipe.clone(), queue, health, machine };
+            let (machine, machines) = (Arc::clone(machine), machines.clone());
+            let worker = Worker { recipe: recipe.clone(), queue, health, machine, machines };
             let thread = thread::Builder::new().name(format!("network-{index}")).spawn(move || worker.work())?;
             model.workers.push(thread);
         }

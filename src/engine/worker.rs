@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use facewise_core::crop::normalise;
 use facewise_core::manifest::Input;
 use image::RgbImage;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use prometheus::{Histogram, IntCounter};
 use tokio::sync::oneshot;
 
@@ -285,7 +285,10 @@ pub(super) struct Worker {
     pub(super) recipe: Recipe,
     pub(super) queue: Arc<Queue<Job>>,
     pub(super) health: Arc<Health>,
+    /// Its own.
     pub(super) machine: Arc<Mutex<Machine>>,
+    /// Those of all workers, for when a helper has its own.
+    pub(super) machines: Vec<Arc<Mutex<Machine>>>,
 }
 
 impl Worker {
@@ -298,7 +301,7 @@ impl Worker {
         let mut enough = set.unwrap_or((1, Patience::NONE));
         while queue.wait(enough.0, enough.1) {
             // First the network, which others may be running, and a core, then the batch: what arrives meanwhile is in it.
-            let mut machine = self.machine.lock();
+            let mut machine = self.at_rest();
             let mut cores = Some(compute.take(Priority::Network, self.recipe.threads));
             let jobs = queue.take(max_batch, |job| !job.reply.is_closed());
             if jobs.is_empty() {
@@ -313,6 +316,12 @@ impl Worker {
             queue.done(count);
             enough = set.unwrap_or_else(|| (count, Patience { longest: started.elapsed() / PATIENCE, quiet: QUIET }));
         }
+    }
+
+    /// Its network; where that is in use, another that is at rest; where none is, it waits for its own.
+    fn at_rest(&self) -> MutexGuard<'_, Machine> {
+        let others = || self.machines.iter().filter_map(|machine| machine.try_lock()).find(|machine| !machine.suspect);
+        self.machine.try_lock().or_else(others).unwrap_or_else(|| self.machine.lock())
     }
 
     /// Answers pictures that share a run. When it fails, each gets a run of its own, so that the one that is to blame fails
