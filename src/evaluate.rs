@@ -308,8 +308,9 @@ async fn thumbnails(
 
 fn thumbnail(dataset: &Dataset, row: &Row, limits: Limits) -> Option<Vec<u8>> {
     let bytes = dataset.read(row).ok()?;
-    let info = picture::probe(&bytes, limits).ok()?;
-    let pixels = picture::decode(&bytes, limits).ok()?;
+    let picture = picture::open(&bytes, limits).ok()?;
+    let info = *picture.info();
+    let pixels = picture.decode().ok()?;
     let landmarks = row.landmarks.map(|landmarks| info.displayed(&landmarks));
     let square = Template::FACE.place(landmarks.as_ref(), pixels.width(), pixels.height());
     let (side, quality) = THUMBNAIL;

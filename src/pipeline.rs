@@ -8,7 +8,7 @@ use bytes::Bytes;
 use facewise_core::crop::crop;
 use facewise_core::detection::{Detection, Selection, best};
 use facewise_core::geometry::{Landmarks, Rect, Similarity, Template};
-use facewise_core::picture::{self, Info, Limits, PictureError, RgbImage};
+use facewise_core::picture::{self, Info, Limits, Opened, PictureError, RgbImage};
 use facewise_core::task::Task;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{Instrument as _, debug_span, field};
@@ -176,19 +176,14 @@ struct Decoded {
 
 impl Decoded {
     /// Decodes a picture, and a large one smaller where it is to be shown to a detector of this size.
-    fn new(
-        bytes: &[u8],
-        info: Info,
-        detector: Option<u32>,
-        limits: Limits,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Self, PictureError> {
+    fn new(picture: Opened<'_>, detector: Option<u32>, permit: OwnedSemaphorePermit) -> Result<Self, PictureError> {
         let started = Instant::now();
+        let info = *picture.info();
         let reduction = detector.map_or(1, |size| reduction(&info, size));
-        let reduced = if reduction > 1 { picture::decode_reduced(bytes, &info, reduction) } else { None };
+        let reduced = if reduction > 1 { picture.decode_reduced(reduction) } else { None };
         let (pixels, reduction) = match reduced {
             Some(pixels) => (pixels, reduction),
-            None => (picture::decode(bytes, limits)?, 1),
+            None => (picture.decode()?, 1),
         };
         let since = Instant::now();
         Ok(Self { pixels, reduction, info, decode: since - started, since, _permit: permit })
@@ -246,7 +241,7 @@ struct Cut<T> {
 /// Either a picture's result, or the pixels that must be waited for before it may be decoded.
 enum FirstTry<T, F> {
     Done(Result<T, PictureError>),
-    Wait(Info, u32, F),
+    Wait(u32, F),
 }
 
 /// Pictures in, attributes out, under one bound on threads and one on decoded pixels.
@@ -462,29 +457,30 @@ impl Pipeline {
         let (pixels, limits) = (Arc::clone(&self.pixels), self.limits);
         let first = {
             let bytes = bytes.clone();
-            self.cpu.run_at_desk(move |desk| match picture::probe(&bytes, limits) {
+            self.cpu.run_at_desk(move |desk| match picture::open(&bytes, limits) {
                 Err(error) => FirstTry::Done(Err(error)),
-                Ok(info) => {
+                Ok(picture) => {
                     // The limit on one picture is below the bound on all, which fits.
-                    let needed = u64::from(info.width) * u64::from(info.height);
+                    let needed = u64::from(picture.info().width) * u64::from(picture.info().height);
                     let needed = u32::try_from(needed).unwrap_or(u32::MAX);
                     match pixels.try_acquire_many_owned(needed) {
                         Ok(permit) => {
-                            let picture = Decoded::new(&bytes, info, detector, limits, permit);
+                            let picture = Decoded::new(picture, detector, permit);
                             FirstTry::Done(picture.map(|picture| then(picture, desk)))
                         }
-                        Err(_) => FirstTry::Wait(info, needed, then),
+                        Err(_) => FirstTry::Wait(needed, then),
                     }
                 }
             })
         };
         let result = match first.await? {
             FirstTry::Done(result) => result,
-            FirstTry::Wait(info, needed, then) => {
+            FirstTry::Wait(needed, then) => {
                 let permit =
                     Arc::clone(&self.pixels).acquire_many_owned(needed).await.map_err(|_| EngineError::Stopped)?;
                 let work = move |desk: &Desk| {
-                    Decoded::new(&bytes, info, detector, limits, permit).map(|picture| then(picture, desk))
+                    let picture = Decoded::new(picture::open(&bytes, limits)?, detector, permit)?;
+                    Ok(then(picture, desk))
                 };
                 self.cpu.run_at_desk(work).await?
             }
@@ -542,7 +538,8 @@ mod tests {
         let mut bytes = std::io::Cursor::new(Vec::new());
         pixels.write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
         let (bytes, limits) = (bytes.into_inner(), Limits::default());
-        let info = picture::probe(&bytes, limits).unwrap();
+        let open = || picture::open(&bytes, limits).unwrap();
+        let info = *open().info();
         assert_eq!([320, 160, 80, 321].map(|size| reduction(&info, size)), [2, 4, 8, 1]);
 
         let place = |side| Place {
@@ -555,7 +552,7 @@ mod tests {
             assert_eq!((width, height), (2560, 1280), "of the picture as displayed");
             faces
         };
-        let decoded = |detector| Decoded::new(&bytes, info, detector, limits, permit()).unwrap();
+        let decoded = |detector| Decoded::new(open(), detector, permit()).unwrap();
         for (side, reduction) in [(300.0, 2), (128.0, 2), (127.0, 1)] {
             let (mut reduced, whole) = (decoded(Some(320)), decoded(None));
             assert_eq!((reduced.pixels.dimensions(), whole.pixels.dimensions()), ((1280, 640), (2560, 1280)));

@@ -12,6 +12,12 @@ use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rgb};
 
 use jpeg_decoder::PixelFormat;
+use memchr::memchr;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::geometry::{Landmarks, Point};
 
@@ -171,13 +177,7 @@ pub enum PictureError {
 /// # Errors
 /// Every [`PictureError`]; a file whose header is good may still turn out broken in [`decode`].
 pub fn probe(bytes: &[u8], limits: Limits) -> Result<Info, PictureError> {
-    let format = recognise(bytes)?;
-    shielded(format, || {
-        let (decoder, orientation) = open(bytes, format, limits)?;
-        let (width, height) = decoder.dimensions();
-        let (width, height) = if turns_on_its_side(orientation) { (height, width) } else { (width, height) };
-        Ok(Info { format, width, height, orientation })
-    })
+    open(bytes, limits).map(|picture| picture.info)
 }
 
 /// Decodes a picture to RGB, 8 bits a channel, as displayed: EXIF orientation 1–8 is applied.
@@ -189,47 +189,103 @@ pub fn probe(bytes: &[u8], limits: Limits) -> Result<Info, PictureError> {
 /// # Errors
 /// Every [`PictureError`].
 pub fn decode(bytes: &[u8], limits: Limits) -> Result<RgbImage, PictureError> {
+    open(bytes, limits)?.decode()
+}
+
+/// Reads the header and checks the size it announces; pixels have taken no memory yet.
+///
+/// # Errors
+/// Every [`PictureError`].
+pub fn open(bytes: &[u8], limits: Limits) -> Result<Opened<'_>, PictureError> {
     let format = recognise(bytes)?;
     shielded(format, || {
-        let (decoder, orientation) = open(bytes, format, limits)?;
-        // The JPEG decoder paints missing data gray and calls it success.
-        if format == Format::Jpeg && !jpeg_is_complete(bytes) {
-            return Err(PictureError::Broken { format, reason: "the data ends before the end marker".into() });
-        }
-        let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| refuse(format, &error))?;
-        picture.apply_orientation(orientation);
-        Ok(flatten(picture))
+        let (decoder, orientation) = match format {
+            Format::Jpeg => open_jpeg(bytes, limits)?,
+            _ => open_other(bytes, format, limits)?,
+        };
+        let (width, height) = decoder.dimensions();
+        let (width, height) = if turns_on_its_side(orientation) { (height, width) } else { (width, height) };
+        Ok(Opened { bytes, info: Info { format, width, height, orientation }, decoder })
     })
 }
 
-/// Decodes a picture at half, a quarter or an eighth of its size, as [`decode`] does at its full size, where that is cheap: a JPEG's blocks
-/// of 8 × 8 pixels can be decoded as blocks of 4 × 4, 2 × 2 or one. Each pixel is then the mean of `reduction` × `reduction` pixels.
-///
-/// `None` where it is not: of another format, with sides that are no multiples of `reduction`, or in a way of JPEG that needs [`decode`],
-/// which also says what is wrong with one that is broken.
-pub fn decode_reduced(bytes: &[u8], info: &Info, reduction: u32) -> Option<RgbImage> {
-    let multiple = info.width.is_multiple_of(reduction) && info.height.is_multiple_of(reduction);
-    if info.format != Format::Jpeg || !multiple || !jpeg_is_complete(bytes) {
-        return None;
+/// A picture whose header has been read.
+pub struct Opened<'a> {
+    bytes: &'a [u8],
+    info: Info,
+    decoder: Decoder<'a>,
+}
+
+enum Decoder<'a> {
+    /// Asked directly: `image` reads the header of a JPEG once for its size, once for its orientation and once for its pixels.
+    Jpeg(Box<JpegDecoder<ZCursor<&'a [u8]>>>),
+    Other(Box<dyn ImageDecoder + 'a>),
+}
+
+impl Decoder<'_> {
+    /// Width and height in pixels, as stored.
+    fn dimensions(&self) -> (u32, u32) {
+        match self {
+            Self::Jpeg(decoder) => decoder.info().map_or((0, 0), |info| (info.width.into(), info.height.into())),
+            Self::Other(decoder) => decoder.dimensions(),
+        }
     }
-    let read = || {
-        let (width, height) = (info.width / reduction, info.height / reduction);
-        let (width, height) = if turns_on_its_side(info.orientation) { (height, width) } else { (width, height) };
-        let mut decoder = jpeg_decoder::Decoder::new(bytes);
-        let asked = (u16::try_from(width).ok()?, u16::try_from(height).ok()?);
-        if decoder.scale(asked.0, asked.1).ok()? != asked {
+}
+
+impl Opened<'_> {
+    /// What its header says.
+    pub const fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// Its pixels, as [`decode`] reads them.
+    ///
+    /// # Errors
+    /// When it turns out broken, or of an unsupported kind.
+    pub fn decode(self) -> Result<RgbImage, PictureError> {
+        let Self { bytes, info: Info { format, orientation, .. }, decoder } = self;
+        shielded(format, || {
+            let mut picture = match decoder {
+                Decoder::Jpeg(decoder) => decode_jpeg(bytes, *decoder)?,
+                Decoder::Other(decoder) => {
+                    DynamicImage::from_decoder(decoder).map_err(|error| refuse(format, &error))?
+                }
+            };
+            picture.apply_orientation(orientation);
+            Ok(flatten(picture))
+        })
+    }
+
+    /// Its pixels at half, a quarter or an eighth of its size, where that is cheap: a JPEG's blocks of 8 × 8 pixels can be decoded as
+    /// blocks of 4 × 4, 2 × 2 or one. Each pixel is then the mean of `reduction` × `reduction` pixels.
+    ///
+    /// `None` where it is not: of another format, with sides that are no multiples of `reduction`, or in a way of JPEG that needs
+    /// [`Self::decode`], which also says what is wrong with one that is broken.
+    pub fn decode_reduced(&self, reduction: u32) -> Option<RgbImage> {
+        let Self { bytes, info, .. } = *self;
+        let multiple = info.width.is_multiple_of(reduction) && info.height.is_multiple_of(reduction);
+        if info.format != Format::Jpeg || !multiple || !jpeg_is_complete(bytes) {
             return None;
         }
-        let pixels = decoder.decode().ok()?;
-        let mut picture = match decoder.info()?.pixel_format {
-            PixelFormat::RGB24 => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
-            PixelFormat::L8 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
-            PixelFormat::L16 | PixelFormat::CMYK32 => None,
-        }?;
-        picture.apply_orientation(info.orientation);
-        Some(picture.into_rgb8())
-    };
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or(None)
+        let read = || {
+            let (width, height) = (info.width / reduction, info.height / reduction);
+            let (width, height) = if turns_on_its_side(info.orientation) { (height, width) } else { (width, height) };
+            let mut decoder = jpeg_decoder::Decoder::new(bytes);
+            let asked = (u16::try_from(width).ok()?, u16::try_from(height).ok()?);
+            if decoder.scale(asked.0, asked.1).ok()? != asked {
+                return None;
+            }
+            let pixels = decoder.decode().ok()?;
+            let mut picture = match decoder.info()?.pixel_format {
+                PixelFormat::RGB24 => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
+                PixelFormat::L8 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
+                PixelFormat::L16 | PixelFormat::CMYK32 => None,
+            }?;
+            picture.apply_orientation(info.orientation);
+            Some(picture.into_rgb8())
+        };
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or(None)
+    }
 }
 
 fn recognise(bytes: &[u8]) -> Result<Format, PictureError> {
@@ -239,16 +295,8 @@ fn recognise(bytes: &[u8]) -> Result<Format, PictureError> {
     Format::of(bytes).ok_or(PictureError::UnknownFormat)
 }
 
-/// Reads the header and checks the size it announces; pixels have taken no memory yet.
-fn open(bytes: &[u8], format: Format, limits: Limits) -> Result<(impl ImageDecoder, Orientation), PictureError> {
-    /// Room for everything that is not pixels: profiles, comments, tables, one strip or row.
-    const OVERHEAD_BYTES: u64 = 16 << 20;
-
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format.decoder());
-    reader.limits(allocation(OVERHEAD_BYTES));
-    let mut decoder = reader.into_decoder().map_err(|error| refuse(format, &error))?;
-
-    let (width, height) = decoder.dimensions();
+/// Refuses a picture that has no pixels, or too many.
+fn check(format: Format, (width, height): (u32, u32), limits: Limits) -> Result<(), PictureError> {
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
         return Err(PictureError::Broken { format, reason: "it has no pixels".into() });
@@ -256,13 +304,65 @@ fn open(bytes: &[u8], format: Format, limits: Limits) -> Result<(impl ImageDecod
     if pixels > limits.max_pixels {
         return Err(PictureError::TooManyPixels { width, height, limit: limits.max_pixels });
     }
+    Ok(())
+}
+
+/// A JPEG is believed as far as it goes: who wrote it has broken more rules than keep its pixels from being read.
+fn open_jpeg(bytes: &[u8], limits: Limits) -> Result<(Decoder<'_>, Orientation), PictureError> {
+    let options = DecoderOptions::default().set_strict_mode(false).set_max_width(usize::MAX).set_max_height(usize::MAX);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(|error| refuse_jpeg(&error))?;
+    // Unreadable metadata is no reason to refuse readable pixels.
+    let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
+    let decoder = Decoder::Jpeg(Box::new(decoder));
+    check(Format::Jpeg, decoder.dimensions(), limits)?;
+    Ok((decoder, orientation.unwrap_or(Orientation::NoTransforms)))
+}
+
+fn decode_jpeg(bytes: &[u8], mut decoder: JpegDecoder<ZCursor<&[u8]>>) -> Result<DynamicImage, PictureError> {
+    // The decoder paints missing data gray and calls it success.
+    if !jpeg_is_complete(bytes) {
+        return Err(PictureError::Broken {
+            format: Format::Jpeg,
+            reason: "the data ends before the end marker".into(),
+        });
+    }
+    let gray = decoder.input_colorspace() == Some(ColorSpace::Luma);
+    let colours = if gray { ColorSpace::Luma } else { ColorSpace::RGB };
+    decoder.set_options(decoder.options().jpeg_set_out_colorspace(colours));
+    let pixels = decoder.decode().map_err(|error| refuse_jpeg(&error))?;
+    let (width, height) = decoder.dimensions().map_or((0, 0), |(width, height)| (width as u32, height as u32));
+    let picture = if gray {
+        GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8)
+    } else {
+        RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8)
+    };
+    picture.ok_or_else(|| PictureError::Broken { format: Format::Jpeg, reason: "its pixels are too few".into() })
+}
+
+fn refuse_jpeg(error: &DecodeErrors) -> PictureError {
+    let format = Format::Jpeg;
+    match error {
+        DecodeErrors::Unsupported(scheme) => PictureError::Unsupported { format, reason: format!("{scheme:?}") },
+        _ => PictureError::Broken { format, reason: error.to_string() },
+    }
+}
+
+fn open_other(bytes: &[u8], format: Format, limits: Limits) -> Result<(Decoder<'_>, Orientation), PictureError> {
+    /// Room for everything that is not pixels: profiles, comments, tables, one strip or row.
+    const OVERHEAD_BYTES: u64 = 16 << 20;
+
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format.decoder());
+    reader.limits(allocation(OVERHEAD_BYTES));
+    let mut decoder = reader.into_decoder().map_err(|error| refuse(format, &error))?;
+    check(format, decoder.dimensions(), limits)?;
     // Twice the pixels, since some decoders assemble the picture from a copy of all of it.
     let allowed = decoder.total_bytes().saturating_mul(2).saturating_add(OVERHEAD_BYTES);
     decoder.set_limits(allocation(allowed)).map_err(|error| refuse(format, &error))?;
 
     // Unreadable metadata is no reason to refuse readable pixels.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    Ok((decoder, orientation))
+    Ok((Decoder::Other(Box::new(decoder)), orientation))
 }
 
 fn allocation(bytes: u64) -> image::Limits {
@@ -334,7 +434,7 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
     const END_OF_IMAGE: u8 = 0xD9;
 
     let mut at = 0;
-    while let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == 0xFF)) {
+    while let Some(offset) = bytes.get(at..).and_then(|rest| memchr(0xFF, rest)) {
         let marker = at + offset + 1;
         at = match bytes.get(marker) {
             None => return false,

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use facewise_core::picture::{Format, Limits, PictureError, RgbImage, decode, decode_reduced, probe};
+use facewise_core::picture::{Format, Limits, PictureError, RgbImage, decode, open, probe};
 use image::codecs::gif::GifEncoder;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
@@ -87,8 +87,9 @@ fn smooth_jpeg(orientation: u8) -> Vec<u8> {
 fn a_reduced_jpeg_has_the_means_of_the_pixels() {
     for (orientation, reduction) in [(1, 2), (6, 2), (5, 2), (3, 4), (8, 8)] {
         let bytes = smooth_jpeg(orientation);
-        let info = probe(&bytes, Limits::default()).unwrap();
-        let (whole, reduced) = (decoded(&bytes), decode_reduced(&bytes, &info, reduction).unwrap());
+        let picture = open(&bytes, Limits::default()).unwrap();
+        let info = picture.info();
+        let (whole, reduced) = (decoded(&bytes), picture.decode_reduced(reduction).unwrap());
         assert_eq!(reduced.dimensions(), (info.width / reduction, info.height / reduction));
         for (x, y, pixel) in reduced.enumerate_pixels() {
             let block = image::imageops::crop_imm(&whole, x * reduction, y * reduction, reduction, reduction);
@@ -105,8 +106,7 @@ fn a_reduced_jpeg_has_the_means_of_the_pixels() {
 #[test]
 fn what_cannot_be_reduced_is_left_to_the_other_decoder() {
     let reduced = |bytes: &[u8], reduction| {
-        let info = probe(bytes, Limits::default()).unwrap();
-        decode_reduced(bytes, &info, reduction).map(|picture| picture.dimensions())
+        open(bytes, Limits::default()).unwrap().decode_reduced(reduction).map(|picture| picture.dimensions())
     };
     let jpeg = smooth_jpeg(1);
     assert_eq!(reduced(&jpeg, 4), Some((24, 16)));
