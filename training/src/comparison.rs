@@ -16,7 +16,7 @@ use crate::config::{self, Config, DataConfig, Setting};
 use crate::data::Source;
 use crate::lesson::{self, Options};
 use crate::network::{Network, Precision};
-use crate::train;
+use crate::train::{self, TeacherFiles};
 use crate::validate;
 
 /// What was found of a run, in its folder.
@@ -64,6 +64,8 @@ struct Entry {
     settings: Vec<String>,
     /// An earlier run whose network, without its heads, this one starts from.
     trunk_of: Option<String>,
+    /// A network to learn from as the recipe's `[distillation]` says; files in the folder of the comparison.
+    teacher: Option<TeacherFiles>,
 }
 
 /// What is known of a complete run.
@@ -99,11 +101,17 @@ impl Places {
 }
 
 /// Trains what is not complete yet, going on with what was stopped, and writes the table after each run; returns it. `only` names the runs to
-/// train, all where it is empty; `settings` come after those of the file.
+/// train, all where it is empty; `settings` come after those of the file. Trainings compute where `compute` says, in its number format.
 ///
 /// # Errors
 /// When the comparison or a recipe cannot be read, two runs have one name, a run starts from one that is not complete, or a training fails.
-pub fn compare(file: &Path, places: &Places, only: &[String], settings: &[String], device: Device) -> Result<String> {
+pub fn compare(
+    file: &Path,
+    places: &Places,
+    only: &[String],
+    settings: &[String],
+    compute: (Device, Precision),
+) -> Result<String> {
     let (comparison, configs) = read(file, settings)?;
     let names: Vec<&str> = comparison.run.iter().map(|entry| entry.name.as_str()).collect();
     for name in only {
@@ -115,8 +123,8 @@ pub fn compare(file: &Path, places: &Places, only: &[String], settings: &[String
         let folder = places.out.join(&entry.name);
         if wanted && !folder.join(FOUND).exists() {
             eprintln!("{}", entry.name);
-            learn(entry, config, places, device).with_context(|| format!("run {}", entry.name))?;
-            let found = find(entry, config, &comparison.test, places, device)?;
+            learn(entry, config, places, compute).with_context(|| format!("run {}", entry.name))?;
+            let found = find(entry, config, &comparison.test, places, compute.0)?;
             fs::write(folder.join(FOUND), serde_json::to_string_pretty(&found)?)?;
         }
         fs::write(places.out.join(TABLE), table(&complete(&comparison, places)?))?;
@@ -127,8 +135,12 @@ pub fn compare(file: &Path, places: &Places, only: &[String], settings: &[String
 /// A comparison, and the configuration of each of its runs.
 fn read(file: &Path, settings: &[String]) -> Result<(Comparison, Vec<Config>)> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let comparison: Comparison = toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+    let mut comparison: Comparison = toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
     let recipes = file.parent().unwrap_or(Path::new("."));
+    for teacher in comparison.run.iter_mut().filter_map(|entry| entry.teacher.as_mut()) {
+        teacher.weights = recipes.join(&teacher.weights);
+        teacher.config = teacher.config.as_ref().map(|config| recipes.join(config));
+    }
     let mut configs = Vec::new();
     for (index, entry) in comparison.run.iter().enumerate() {
         let earlier = &comparison.run[..index];
@@ -146,7 +158,7 @@ fn read(file: &Path, settings: &[String]) -> Result<(Comparison, Vec<Config>)> {
     Ok((comparison, configs))
 }
 
-fn learn(entry: &Entry, config: &Config, places: &Places, device: Device) -> Result<()> {
+fn learn(entry: &Entry, config: &Config, places: &Places, (device, precision): (Device, Precision)) -> Result<()> {
     let run = places.out.join(&entry.name);
     if run.join(lesson::WEIGHTS).exists() {
         return Ok(());
@@ -161,10 +173,10 @@ fn learn(entry: &Entry, config: &Config, places: &Places, device: Device) -> Res
         }
         _ => None,
     };
-    let options = Options { run, resume, init, device, precision: Precision::Fp32 };
+    let options = Options { run, resume, init, device, precision };
     lesson::check(config, &options)?;
     let (mix, validation) = places.source().load(config)?;
-    train::train(config, mix, &validation, &[], &options)?;
+    train::train(config, mix, &validation, entry.teacher.as_slice(), &options)?;
     options
         .init
         .map_or(Ok(()), |trunk| fs::remove_file(&trunk).with_context(|| format!("cannot remove {}", trunk.display())))

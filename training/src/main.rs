@@ -21,7 +21,8 @@ use facewise_training::config::{Config, NetworkConfig, Setting, Stage};
 use facewise_training::data::{self, Source};
 use facewise_training::model::{self, Agreement, Form, Identity};
 use facewise_training::network::Precision;
-use facewise_training::{bench, checkpoint, lesson, report, train};
+use facewise_training::train::{self, TeacherFiles};
+use facewise_training::{bench, checkpoint, lesson, report};
 use tch::Device;
 
 use crate::detector_command::DetectorCommand;
@@ -307,12 +308,13 @@ fn main() -> Result<()> {
             lesson::check(&config, &options)?;
             let (mix, validation) = source.load(&config)?;
             eprintln!("{} samples an epoch, {} held out", mix.epoch_len(), validation.len());
-            let figures = train::train(&config, mix, &validation, &teacher, &options)?;
+            let teachers: Vec<TeacherFiles> = teacher.iter().map(|path| TeacherFiles::at(path)).collect();
+            let figures = train::train(&config, mix, &validation, &teachers, &options)?;
             println!("{}", serde_json::to_string_pretty(&figures)?);
         }
         Command::Compare { runs, data, pack, out, only, settings, compute } => {
-            let (device, _) = compute.prepare()?;
-            print!("{}", comparison::compare(&runs, &Places { data, pack, out }, &only, &settings, device)?);
+            let compute = compute.prepare()?;
+            print!("{}", comparison::compare(&runs, &Places { data, pack, out }, &only, &settings, compute)?);
         }
         Command::Trunk { weights, out } => checkpoint::trunk(&weights, &out)?,
         Command::Average { weights, out } => checkpoint::average(&weights, &out)?,

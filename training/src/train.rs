@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 use facewise_core::task::Task;
 use facewise_evaluation::metrics::LabelMetrics;
 use indicatif::ProgressBar;
+use serde::Deserialize;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
@@ -30,7 +31,7 @@ pub fn train(
     config: &Config,
     mut mix: Mix,
     validation: &[Sample],
-    teachers: &[PathBuf],
+    teachers: &[TeacherFiles],
     options: &Options,
 ) -> Result<Score> {
     let (samples, batch) = (mix.epoch_len(), config.batch);
@@ -46,6 +47,27 @@ pub fn train(
     lesson::learn(&lesson, &config.graph()?, config, options)
 }
 
+/// Where a network lies whose answers are learned.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherFiles {
+    /// Its configuration; none of a network like the one to be trained.
+    pub config: Option<PathBuf>,
+    /// Its weights.
+    pub weights: PathBuf,
+}
+
+impl TeacherFiles {
+    /// Those of the folder of a run, or weights alone.
+    pub fn at(path: &Path) -> Self {
+        let of_run = path.is_dir();
+        Self {
+            config: of_run.then(|| path.join(lesson::CONFIG)),
+            weights: if of_run { path.join(lesson::WEIGHTS) } else { path.to_owned() },
+        }
+    }
+}
+
 /// A network that is asked.
 struct Teacher {
     network: Network,
@@ -57,15 +79,14 @@ struct Teacher {
 }
 
 impl Teacher {
-    /// Of a run, or from the weights of a network like the one to be trained.
-    fn open(path: &Path, config: &Config, options: &Options) -> Result<Self> {
-        let of_run = path.is_dir().then(|| Config::read(&path.join(lesson::CONFIG))).transpose()?;
-        let weights = if of_run.is_some() { path.join(lesson::WEIGHTS) } else { path.to_owned() };
-        let config = of_run.as_ref().unwrap_or(config);
+    /// A teacher of the network of `config`.
+    fn open(files: &TeacherFiles, config: &Config, options: &Options) -> Result<Self> {
+        let own = files.config.as_deref().map(Config::read).transpose()?;
+        let config = own.as_ref().unwrap_or(config);
         let graph = config.graph()?;
         let variables = VarStore::new(options.device);
         let network = Network::new(&variables.root(), &graph).with_precision(options.precision);
-        checkpoint::load_weights(&weights, &variables)?;
+        checkpoint::load_weights(&files.weights, &variables)?;
         Ok(Self { network, size: config.size(), age: config.age, _variables: variables })
     }
 
@@ -96,10 +117,10 @@ impl Teacher {
 }
 
 /// Asks the teachers about every sample; to each task the mean of what those say who answer it is its answer.
-fn teach(config: &Config, samples: &mut [Sample], paths: &[PathBuf], options: &Options) -> Result<()> {
+fn teach(config: &Config, samples: &mut [Sample], teachers: &[TeacherFiles], options: &Options) -> Result<()> {
     /// Between two steps of the progress bar.
     const TOGETHER: usize = 1024;
-    let teachers = paths.iter().map(|path| Teacher::open(path, config, options)).collect::<Result<Vec<_>>>()?;
+    let teachers = teachers.iter().map(|files| Teacher::open(files, config, options)).collect::<Result<Vec<_>>>()?;
     if teachers.is_empty() {
         return Ok(());
     }
@@ -251,7 +272,7 @@ mod tests {
             let picture = |n: u8| RgbImage::from_fn(64, 64, |x, y| image::Rgb([n * 80, (x * 4) as u8, (y * 4) as u8]));
             let sample = |n| Sample { picture: picture(n), landmarks: None, labels: Labels::default() };
             let mut samples: Vec<Sample> = (0..3).map(sample).collect();
-            let teachers: Vec<PathBuf> = teachers.iter().map(|path| (*path).clone()).collect();
+            let teachers: Vec<TeacherFiles> = teachers.iter().map(|path| TeacherFiles::at(path)).collect();
             teach(&student, &mut samples, &teachers, &options).expect("answers");
             samples.iter().map(|sample| sample.labels.answers.expect("every sample has one")).collect()
         };
@@ -282,7 +303,8 @@ mod tests {
         let ask = |teachers: &[PathBuf]| -> Result<Answers> {
             let picture = RgbImage::from_fn(64, 64, |x, y| image::Rgb([90, (x * 4) as u8, (y * 4) as u8]));
             let mut samples = [Sample { picture, landmarks: None, labels: Labels::default() }];
-            teach(&student, &mut samples, teachers, &options)?;
+            let teachers: Vec<TeacherFiles> = teachers.iter().map(|path| TeacherFiles::at(path)).collect();
+            teach(&student, &mut samples, &teachers, &options)?;
             Ok(samples[0].labels.answers.expect("an answer"))
         };
         let error = ask(std::slice::from_ref(&ages)).expect_err("an age only");

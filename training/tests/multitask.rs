@@ -223,7 +223,7 @@ async fn every_network_is_learned_by_heart_written_and_served() {
     running.stop().await;
 }
 
-/// The trainings of one file: alone, jointly, and from another's trunk; what is complete stays as it is.
+/// The trainings of one file: alone, jointly, from another's trunk, and by another's answers; what is complete stays as it is.
 #[test]
 fn trainings_are_compared_in_a_table() {
     let folder = tempfile::tempdir().unwrap();
@@ -239,6 +239,7 @@ fn trainings_are_compared_in_a_table() {
         run = [
             { name = "gender", config = "recipe.toml", tasks = ["gender"] },
             { name = "all", config = "recipe.toml", settings = ["seed=4"], trunk_of = "gender" },
+            { name = "taught", config = "recipe.toml", settings = ["distillation={share=0.5,unlabelled=1.0}"], teacher = { config = "recipe.toml", weights = "out/all/weights.safetensors" } },
         ]
     "#;
     fs::write(folder.path().join("plan.toml"), plan).unwrap();
@@ -270,4 +271,5 @@ fn trainings_are_compared_in_a_table() {
     let config = fs::read_to_string(folder.path().join("out/all/config.toml")).unwrap();
     assert!(["batch = 4", "seed = 4", "learning_rate = 0.001"].iter().all(|line| config.contains(line)), "{config}");
     assert!(!folder.path().join("out/all.trunk.safetensors").exists());
+    assert_eq!(line(&table, "taught")[2..5], all[2..5], "{table}");
 }
