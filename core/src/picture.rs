@@ -226,7 +226,7 @@ impl Decoder<'_> {
     /// Width and height in pixels, as stored.
     fn dimensions(&self) -> (u32, u32) {
         match self {
-            Self::Jpeg(decoder) => decoder.info().map_or((0, 0), |info| (info.width.into(), info.height.into())),
+            Self::Jpeg(decoder) => jpeg_dimensions(decoder),
             Self::Other(decoder) => decoder.dimensions(),
         }
     }
@@ -314,9 +314,14 @@ fn open_jpeg(bytes: &[u8], limits: Limits) -> Result<(Decoder<'_>, Orientation),
     decoder.decode_headers().map_err(|error| refuse_jpeg(&error))?;
     // Unreadable metadata is no reason to refuse readable pixels.
     let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-    let decoder = Decoder::Jpeg(Box::new(decoder));
-    check(Format::Jpeg, decoder.dimensions(), limits)?;
-    Ok((decoder, orientation.unwrap_or(Orientation::NoTransforms)))
+    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
+    check(Format::Jpeg, jpeg_dimensions(&decoder), limits)?;
+    Ok((Decoder::Jpeg(Box::new(decoder)), orientation))
+}
+
+/// Width and height in pixels, once the header has been read.
+fn jpeg_dimensions(decoder: &JpegDecoder<ZCursor<&[u8]>>) -> (u32, u32) {
+    decoder.dimensions().map_or((0, 0), |(width, height)| (width as u32, height as u32))
 }
 
 fn decode_jpeg(bytes: &[u8], mut decoder: JpegDecoder<ZCursor<&[u8]>>) -> Result<DynamicImage, PictureError> {
@@ -331,7 +336,7 @@ fn decode_jpeg(bytes: &[u8], mut decoder: JpegDecoder<ZCursor<&[u8]>>) -> Result
     let colours = if gray { ColorSpace::Luma } else { ColorSpace::RGB };
     decoder.set_options(decoder.options().jpeg_set_out_colorspace(colours));
     let pixels = decoder.decode().map_err(|error| refuse_jpeg(&error))?;
-    let (width, height) = decoder.dimensions().map_or((0, 0), |(width, height)| (width as u32, height as u32));
+    let (width, height) = jpeg_dimensions(&decoder);
     let picture = if gray {
         GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8)
     } else {

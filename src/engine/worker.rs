@@ -216,6 +216,11 @@ impl Machine {
     }
 }
 
+/// A network that nobody runs and that is trusted, if there is one.
+fn at_rest(machines: &[Arc<Mutex<Machine>>]) -> Option<MutexGuard<'_, Machine>> {
+    machines.iter().filter_map(|machine| machine.try_lock()).find(|machine| !machine.suspect)
+}
+
 /// What threads that have a core in hand do for a network instead of its workers.
 pub(super) struct Helper {
     pub(super) recipe: Recipe,
@@ -235,8 +240,7 @@ impl Help for Helper {
     /// with.
     fn help(&self) -> bool {
         let Self { recipe, queue, machines } = self;
-        let mut at_rest = machines.iter().filter_map(|machine| machine.try_lock()).filter(|machine| !machine.suspect);
-        let Some(mut machine) = at_rest.next() else {
+        let Some(mut machine) = at_rest(machines) else {
             queue.wake();
             return false;
         };
@@ -301,7 +305,7 @@ impl Worker {
         let mut enough = set.unwrap_or((1, Patience::NONE));
         while queue.wait(enough.0, enough.1) {
             // First the network, which others may be running, and a core, then the batch: what arrives meanwhile is in it.
-            let mut machine = self.at_rest();
+            let mut machine = self.network();
             let mut cores = Some(compute.take(Priority::Network, self.recipe.threads));
             let jobs = queue.take(max_batch, |job| !job.reply.is_closed());
             if jobs.is_empty() {
@@ -319,9 +323,8 @@ impl Worker {
     }
 
     /// Its network; where that is in use, another that is at rest; where none is, it waits for its own.
-    fn at_rest(&self) -> MutexGuard<'_, Machine> {
-        let others = || self.machines.iter().filter_map(|machine| machine.try_lock()).find(|machine| !machine.suspect);
-        self.machine.try_lock().or_else(others).unwrap_or_else(|| self.machine.lock())
+    fn network(&self) -> MutexGuard<'_, Machine> {
+        self.machine.try_lock().or_else(|| at_rest(&self.machines)).unwrap_or_else(|| self.machine.lock())
     }
 
     /// Answers pictures that share a run. When it fails, each gets a run of its own, so that the one that is to blame fails

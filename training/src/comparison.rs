@@ -64,7 +64,7 @@ struct Entry {
     settings: Vec<String>,
     /// An earlier run whose network, without its heads, this one starts from.
     trunk_of: Option<String>,
-    /// A network to learn from as the recipe's `[distillation]` says; files in the folder of the comparison.
+    /// A network to learn from as the recipe's `[distillation]` says; paths from the folder of the comparison on.
     teacher: Option<TeacherFiles>,
 }
 
