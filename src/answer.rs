@@ -358,11 +358,13 @@ impl From<geometry::Landmarks> for Landmarks {
 impl Age {
     fn new(posterior: &AgeDistribution, point: AgePoint, distribution: bool) -> Self {
         let (low, high) = posterior.interval();
+        let years = rounded(f64::from(posterior.years(point)), 10.0);
         Self {
-            years: rounded(f64::from(posterior.years(point)), 10.0),
+            years,
             low,
             high,
-            group: posterior.group(point).name(),
+            // Of the years that are told, so that the two never contradict each other.
+            group: task::AgeGroup::from_years(years as f32).name(),
             probabilities: distribution.then(|| posterior.probabilities().iter().copied().map(share).collect()),
         }
     }

@@ -1,6 +1,9 @@
 //! One bound on what computes at a time. Threads that decode pictures and threads that run networks are more than the machine
 //! has cores; without a bound they would take each other's time slices and caches, and every piece of work would last longer.
 
+use std::cell::Cell;
+use std::marker::PhantomData;
+
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::available_cpus;
@@ -19,6 +22,16 @@ pub enum Priority {
 
 /// How many there are.
 const PRIORITIES: usize = 3;
+
+thread_local! {
+    /// Cores that this thread has taken.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether this thread has cores, so that it must not wait for another that needs some.
+pub fn holds_cores() -> bool {
+    HELD.get() > 0
+}
 
 /// The cores that may compute at a time.
 pub struct Compute {
@@ -63,7 +76,7 @@ impl Compute {
     pub fn take(&self, priority: Priority, threads: usize) -> Cores<'_> {
         let cores = threads.min(self.cores);
         if cores == 0 {
-            return Cores { compute: self, cores };
+            return Cores::new(self, cores);
         }
         let class = priority as usize;
         let mut state = self.state.lock();
@@ -74,7 +87,7 @@ impl Compute {
         state.waiting[class] -= 1;
         state.free -= cores;
         self.wake(&state);
-        Cores { compute: self, cores }
+        Cores::new(self, cores)
     }
 
     /// Wakes whoever is next, as long as there is something to take. Who wakes another in turn, so that none is forgotten.
@@ -94,16 +107,25 @@ impl Default for Compute {
     }
 }
 
-/// Cores in use; dropping it gives them back, also when the work panics.
+/// Cores in use; dropping it gives them back, also when the work panics. It stays on the thread that has taken them.
 pub struct Cores<'a> {
     compute: &'a Compute,
-    cores: usize,
+    count: usize,
+    thread: PhantomData<*const ()>,
+}
+
+impl<'a> Cores<'a> {
+    fn new(compute: &'a Compute, count: usize) -> Self {
+        HELD.set(HELD.get() + count);
+        Self { compute, count, thread: PhantomData }
+    }
 }
 
 impl Drop for Cores<'_> {
     fn drop(&mut self) {
+        HELD.set(HELD.get() - self.count);
         let mut state = self.compute.state.lock();
-        state.free += self.cores;
+        state.free += self.count;
         self.compute.wake(&state);
     }
 }
@@ -187,8 +209,8 @@ mod tests {
     #[test]
     fn what_computes_elsewhere_waits_for_nobody() {
         let compute = Compute::new(1);
-        let inside = compute.run(Priority::Picture, 1, || compute.run(Priority::Network, 0, || 7));
-        assert_eq!(inside, 7);
+        let inside = compute.run(Priority::Picture, 1, || compute.run(Priority::Network, 0, holds_cores));
+        assert!(inside && !holds_cores());
     }
 
     #[test]

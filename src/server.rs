@@ -122,11 +122,13 @@ pub async fn serve(settings: Settings) -> Result<Running, StartError> {
             (Some(listener), Some(address))
         }
     };
+    // Of before the load, which lasts seconds: what comes into the folder meanwhile is new.
+    let watched = settings.http.models_poll.map(|interval| (interval, Snapshot::of(&settings.inference.models)));
     let (app, background) = tokio::task::spawn_blocking(move || load(settings)).await??;
     let app = Arc::new(app);
     jobs::start(&app, background).map_err(StartError::Runner)?;
-    if let Some(interval) = app.settings.http.models_poll {
-        watch_models(&app, interval)?;
+    if let Some((interval, seen)) = watched {
+        watch_models(&app, interval, seen?)?;
     }
     let (stop, stopped) = watch::channel(false);
     let doors = Doors { main: listener, tls, metrics };
@@ -148,8 +150,7 @@ async fn listen(address: SocketAddr, setting: &'static str) -> Result<(TcpListen
 }
 
 /// Looks at the folder of models from time to time, on a thread of its own: loading takes seconds. It ends with the server.
-fn watch_models(app: &Arc<App>, interval: Duration) -> Result<(), StartError> {
-    let mut seen = Snapshot::of(&app.settings.inference.models)?;
+fn watch_models(app: &Arc<App>, interval: Duration, mut seen: Snapshot) -> Result<(), StartError> {
     let app = Arc::downgrade(app);
     let watch = move || {
         loop {

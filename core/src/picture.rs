@@ -260,11 +260,14 @@ impl Opened<'_> {
     /// blocks of 4 × 4, 2 × 2 or one. Each pixel is then the mean of `reduction` × `reduction` pixels.
     ///
     /// `None` where it is not: of another format, with sides that are no multiples of `reduction`, or in a way of JPEG that needs
-    /// [`Self::decode`], which also says what is wrong with one that is broken.
+    /// [`Self::decode`], which also says what is wrong with one that is broken. Among these are those of several scans, which are hardly
+    /// quicker at a fraction of their size, and of which `jpeg-decoder` reads as many as somebody has written.
     pub fn decode_reduced(&self, reduction: u32) -> Option<RgbImage> {
-        let Self { bytes, info, .. } = *self;
+        let Self { bytes, ref info, ref decoder } = *self;
+        let Decoder::Jpeg(decoder) = decoder else { return None };
         let multiple = info.width.is_multiple_of(reduction) && info.height.is_multiple_of(reduction);
-        if info.format != Format::Jpeg || !multiple || !jpeg_is_complete(bytes) {
+        let usual = matches!(decoder.input_colorspace(), Some(ColorSpace::YCbCr | ColorSpace::Luma));
+        if !multiple || !usual || jpeg_scans(bytes) != Some(1) {
             return None;
         }
         let read = || {
@@ -326,7 +329,7 @@ fn jpeg_dimensions(decoder: &JpegDecoder<ZCursor<&[u8]>>) -> (u32, u32) {
 
 fn decode_jpeg(bytes: &[u8], mut decoder: JpegDecoder<ZCursor<&[u8]>>) -> Result<DynamicImage, PictureError> {
     // The decoder paints missing data gray and calls it success.
-    if !jpeg_is_complete(bytes) {
+    if jpeg_scans(bytes).is_none() {
         return Err(PictureError::Broken {
             format: Format::Jpeg,
             reason: "the data ends before the end marker".into(),
@@ -429,31 +432,34 @@ fn over_white(channel: u8, alpha: u8) -> u8 {
     ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8
 }
 
-/// Whether a JPEG goes on to its end-of-image marker, by walking its segments (ITU-T T.81, annex B).
+/// The scans of a JPEG that goes on to its end-of-image marker, counted by walking its segments (ITU-T T.81, annex B); `None` of one that
+/// does not.
 ///
-/// A thumbnail inside the metadata has an end marker of its own, which is why segments are skipped whole.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
+/// A thumbnail inside the metadata has markers of its own, which is why segments are skipped whole.
+fn jpeg_scans(bytes: &[u8]) -> Option<usize> {
     const STUFFED: u8 = 0x00;
     const TEMPORARY: u8 = 0x01;
     const FILL: u8 = 0xFF;
     const END_OF_IMAGE: u8 = 0xD9;
+    const START_OF_SCAN: u8 = 0xDA;
 
-    let mut at = 0;
+    let (mut at, mut scans) = (0, 0);
     while let Some(offset) = bytes.get(at..).and_then(|rest| memchr(0xFF, rest)) {
         let marker = at + offset + 1;
         at = match bytes.get(marker) {
-            None => return false,
-            Some(&END_OF_IMAGE) => return true,
+            None => return None,
+            Some(&END_OF_IMAGE) => return Some(scans),
             Some(&FILL) => marker,
             // 0xD0–0xD7 are restarts inside the entropy-coded data, 0xD8 starts the image: no length follows.
             Some(&(STUFFED | TEMPORARY | 0xD0..=0xD8)) => marker + 1,
-            Some(_) => match bytes.get(marker + 1..marker + 3) {
-                Some(&[high, low]) => marker + 1 + usize::from(u16::from_be_bytes([high, low])),
-                _ => return false,
-            },
+            Some(kind) => {
+                scans += usize::from(*kind == START_OF_SCAN);
+                let &[high, low] = bytes.get(marker + 1..marker + 3)? else { return None };
+                marker + 1 + usize::from(u16::from_be_bytes([high, low]))
+            }
         };
     }
-    false
+    None
 }
 
 #[cfg(test)]

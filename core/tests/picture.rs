@@ -117,7 +117,11 @@ fn what_cannot_be_reduced_is_left_to_the_other_decoder() {
     assert_eq!(reduced(&encode(&gray.into(), ImageFormat::Jpeg), 2), Some((16, 8)));
     assert_eq!(reduced(&encode(&halves().into(), ImageFormat::Png), 2), None);
     let (_, progressive) = fixture!("progressive.jpg");
-    assert_eq!(reduced(progressive, 2), Some((16, 8)));
+    assert_eq!(reduced(progressive, 2), None, "several scans");
+    let scan = jpeg.windows(2).position(|marker| marker == [0xFF, 0xDA]).unwrap();
+    let end = jpeg.len() - 2;
+    let twice = [&jpeg[..end], &jpeg[scan..]].concat();
+    assert_eq!(reduced(&twice, 2), None, "the same scan once more");
     let (_, inks) = fixture!("cmyk-adobe.jpg");
     assert_eq!(reduced(inks, 2), None);
 }

@@ -250,7 +250,8 @@ impl Work {
         uploads: BoxStream<'static, Result<Upload, ApiError>>,
     ) -> impl Stream<Item = Result<BatchResult, ApiError>> + Send + 'static {
         let work = Arc::clone(self);
-        let parallel = (self.app.settings.in_progress() / SHARE).max(1);
+        let places = self.wishes.whereabouts.places() as usize;
+        let parallel = (self.app.settings.in_progress() / (SHARE * places)).max(1);
         uploads
             .enumerate()
             .map(move |(index, upload)| {

@@ -1,6 +1,6 @@
 //! Evaluations: labelled sets in, reports out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;
 use std::io;
 use std::path::Path as FilePath;
@@ -18,8 +18,9 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use facewise_evaluation::html;
+use facewise_evaluation::groups::MAX_COLUMNS;
 use facewise_evaluation::report::Geometry;
+use facewise_evaluation::{DatasetError, html};
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 use multer::{Constraints, Field, Multipart, SizeLimit};
@@ -35,7 +36,7 @@ use super::error::{ACCESS, ApiError, Code, WORK, responses};
 use super::models;
 use crate::app::App;
 use crate::config::Http;
-use crate::jobs::{Evaluation, Evaluations, JobsError, Order, Part, Spool, Status};
+use crate::jobs::{Evaluation, Evaluations, JobsError, Order, Part, Spool, SpoolError, Status};
 
 /// Where sets are sent.
 pub(super) const PATH: &str = "/v1/evaluations";
@@ -116,8 +117,11 @@ impl Wishes {
         }
         let words = |list: String| list.split(',').map(|word| word.trim().to_owned()).collect::<Vec<_>>();
         let mut group_by = self.group_by.map(words).unwrap_or_default();
-        group_by.retain(|column| !column.is_empty());
-        group_by.dedup();
+        let mut seen = HashSet::new();
+        group_by.retain(|column| !column.is_empty() && seen.insert(column.clone()));
+        if group_by.len() > MAX_COLUMNS {
+            return Err(ApiError::bad_request(DatasetError::TooManyGroupings { limit: MAX_COLUMNS }.to_string()));
+        }
         Ok(Order {
             dataset: String::new(),
             model: model.model().name().to_owned(),
@@ -234,6 +238,7 @@ async fn take_in(app: &App, uri: &Uri, headers: &HeaderMap, body: Body) -> Resul
     let evaluations = app.evaluations()?;
     let Query(wishes) = Query::<Wishes>::try_from_uri(uri).map_err(|error| ApiError::bad_request(error.body_text()))?;
     let mut order = wishes.order(app)?;
+    order.check().map_err(SpoolError::from)?;
     let boundary = boundary(headers)?;
     let limit = evaluations.settings().max_dataset;
     let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());

@@ -189,6 +189,7 @@ mod tests {
     use image::Rgb;
 
     use super::super::backend::{Backend, BackendError};
+    use super::super::model::STANDSTILL;
     use super::*;
     use crate::compute::Compute;
     use crate::cpu::Cpu;
@@ -425,6 +426,8 @@ mod tests {
         while model.model().waiting() < 3 {
             tokio::task::yield_now().await;
         }
+        let soon = Instant::now() + STANDSTILL;
+        assert!(!model.model().stands_still(Instant::now()) && model.model().stands_still(soon));
         release.send(()).unwrap();
         release.send(()).unwrap();
         assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok());
@@ -465,6 +468,21 @@ mod tests {
             assert_eq!(renewals.load(Ordering::SeqCst), renewed, "once before the worker tries, once after");
         }
         assert!(model.model().is_alive());
+    }
+
+    #[tokio::test]
+    async fn a_model_may_end_on_a_thread_with_the_core_that_its_worker_needs() {
+        let compute = Arc::new(Compute::new(1));
+        let cpu = Cpu::new(1, Arc::clone(&compute)).unwrap();
+        let manifest = Manifest::from_json(MANIFEST).unwrap();
+        let network = Network { manifest, sha256: "ab12".into(), backends: vec![Box::new(toy())] };
+        let options = Options { compute, ..options() };
+        let model = AttributeModel::start(network, &Tasks::default(), options, &Metrics::new()).unwrap();
+        // The last that knows the model: it ends with the work.
+        let last = move |desk: &Desk| model.hand_in(vec![face([51; 3])], Urgency::Now, desk);
+        let handed_in = tokio::time::timeout(Duration::from_secs(10), cpu.run_at_desk(last)).await;
+        let handed_in = handed_in.expect("it does not wait for the worker").unwrap().unwrap();
+        assert_eq!(handed_in.answers().await.unwrap().len(), 1);
     }
 
     #[tokio::test]

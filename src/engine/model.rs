@@ -18,12 +18,15 @@ use super::backend::{Backend, BackendError, Signature, TensorSpec};
 use super::queue::{Queue, Refusal, Urgency};
 use super::statistics::{Statistics, Totals};
 use super::worker::{Answer, Health, Helper, Item, Job, Machine, Recipe, Worker};
-use crate::compute::Compute;
+use crate::compute::{Compute, holds_cores};
 use crate::cpu::{Desk, Help};
 use crate::telemetry::Metrics;
 
 /// Full batches of crops that go before another picture.
 const CROPS_THAT_PRESS: usize = 4;
+
+/// A model that has not begun for so long with what somebody waits for is not alive: its workers hang.
+pub(super) const STANDSTILL: Duration = Duration::from_secs(30);
 
 /// How a model is run.
 #[derive(Clone)]
@@ -316,9 +319,15 @@ impl Model {
         self.queue.len()
     }
 
-    /// Whether every worker is alive and has a network that works.
+    /// Whether every worker is alive and has a network that works, and things go on.
     pub fn is_alive(&self) -> bool {
-        self.health.is_good() && self.workers.iter().all(|worker| !worker.is_finished())
+        let at_work = self.health.is_good() && self.workers.iter().all(|worker| !worker.is_finished());
+        at_work && !self.stands_still(Instant::now())
+    }
+
+    /// Whether what somebody waits for has waited too long by `now`.
+    pub(super) fn stands_still(&self, now: Instant) -> bool {
+        self.queue.oldest(|job| now.saturating_duration_since(job.queued) > STANDSTILL).unwrap_or(false)
     }
 
     /// Asks the network about pictures of [`Self::input_size`] pixels a side. They go into the queue together or not at
@@ -423,9 +432,13 @@ impl HandedIn {
 }
 
 impl Drop for Model {
-    /// Answers what waits, then ends the workers.
+    /// Has the workers answer what waits, and waits for their end; not on a thread with a core in hand, as one of a picture whose request
+    /// was the last to know this model: a worker may need that core for it.
     fn drop(&mut self) {
         self.queue.close();
+        if holds_cores() {
+            return;
+        }
         for worker in self.workers.drain(..) {
             if worker.join().is_err() {
                 tracing::error!(model = self.manifest.name, "a worker had died");

@@ -215,6 +215,17 @@ impl<T> Queue<T> {
         state.trouble.len() + state.lanes.iter().map(VecDeque::len).sum::<usize>()
     }
 
+    /// Items that somebody waits for.
+    pub(super) fn urgent(&self) -> usize {
+        self.state.lock().lanes[Urgency::Now as usize].len()
+    }
+
+    /// What is said of the item that somebody has waited for longest.
+    pub(super) fn oldest<R>(&self, say: impl FnOnce(&T) -> R) -> Option<R> {
+        let state = self.state.lock();
+        state.trouble.front().or_else(|| state.lanes[Urgency::Now as usize].front()).map(say)
+    }
+
     /// Whether nothing is taken in any more.
     pub(super) fn is_closed(&self) -> bool {
         self.state.lock().closed

@@ -266,7 +266,7 @@ impl Help for Helper {
     }
 
     fn is_pressing(&self) -> bool {
-        self.queue.len() >= self.recipe.pressing
+        self.queue.urgent() >= self.recipe.pressing
     }
 }
 

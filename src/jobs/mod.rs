@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use facewise_evaluation::filter::FilterError;
 use facewise_evaluation::report::Geometry;
 use facewise_evaluation::{Dataset, Options};
 use parking_lot::Mutex;
@@ -114,8 +115,16 @@ pub struct Order {
 }
 
 impl Order {
+    /// Whether its filter is one, which can be told before any of the set has arrived.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn check(&self) -> Result<(), FilterError> {
+        self.plan(1).map(drop)
+    }
+
     /// The plan that this asks for.
-    fn plan(&self, parallel: usize) -> Result<Plan, facewise_evaluation::filter::FilterError> {
+    fn plan(&self, parallel: usize) -> Result<Plan, FilterError> {
         Ok(Plan {
             filter: self.filter.as_deref().unwrap_or_default().parse()?,
             limit: self.limit,
@@ -291,10 +300,15 @@ impl Evaluations {
         let (_, now) = now();
         let kept = Duration::from(self.settings.evaluations_retention).as_secs();
         let mut old = self.store.remove_finished_before(now.saturating_sub(kept))?;
-        for entry in fs::read_dir(self.folder.join(FOLDERS))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if !self.store.has(&name)? && self.arriving.load(Ordering::SeqCst) == 0 {
-                old.push(name);
+        let folders = fs::read_dir(self.folder.join(FOLDERS))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()?;
+        // After the list, and before the database is asked: what was listed as it arrived is known by then.
+        if self.arriving.load(Ordering::SeqCst) == 0 {
+            for name in folders {
+                if !self.store.has(&name)? {
+                    old.push(name);
+                }
             }
         }
         for id in old {

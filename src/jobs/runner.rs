@@ -6,14 +6,14 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
-use facewise_evaluation::html;
+use facewise_evaluation::{DatasetError, html};
 use tokio::sync::Notify;
 
 use super::store::End;
 use super::{Current, Evaluation, Evaluations, JobsError, PAGE, PREDICTIONS, Progress, Status, now};
 use crate::app::App;
 use crate::evaluate::{EvaluateError, Evaluated, Means, evaluate, summary};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, PipelineError};
 use crate::repository::Served;
 
 /// Time between two looks for what is kept no longer.
@@ -88,7 +88,7 @@ async fn work(app: &App, evaluations: &Evaluations, pipeline: &Pipeline, job: &E
         () = stop.notified() => Ended::Stopped,
         result = score(app, evaluations, pipeline, job) => match result {
             Ok(ended) => ended,
-            Err(error) => Ended::Failed(error.to_string()),
+            Err(error) => Ended::Failed(told(&error)),
         },
     }
 }
@@ -122,7 +122,7 @@ async fn score(
     }
     let dataset = match evaluations.dataset(&folder, &order.dataset) {
         Ok(dataset) => Arc::new(dataset),
-        Err(error) => return Ok(Ended::Failed(format!("its set cannot be read any more: {error}"))),
+        Err(error) => return Ok(Ended::Failed(format!("its set cannot be read any more: {}", told(&error.into())))),
     };
     let plan = match order.plan(app.settings.inference.rows_in_progress()) {
         Ok(plan) => plan,
@@ -146,6 +146,26 @@ async fn score(
     })
     .await?;
     Ok(Ended::Succeeded(Box::new(evaluated)))
+}
+
+/// What a client is told of why a set could not be scored: of the server's own inside, no more than that it failed.
+fn told(error: &EvaluateError) -> String {
+    let inside = match error {
+        EvaluateError::Failed { path, source: PipelineError::Engine(_) } => {
+            format!("'{path}' got no answer: the network failed")
+        }
+        EvaluateError::Failed { path, source: PipelineError::Panicked(_) } => {
+            format!("'{path}' got no answer: the server failed")
+        }
+        EvaluateError::Dataset(DatasetError::Open { .. }) => "the server cannot open it".to_owned(),
+        EvaluateError::Predictions(_) => "the predictions cannot be written".to_owned(),
+        EvaluateError::Failed { source: PipelineError::Picture(_), .. }
+        | EvaluateError::Dataset(_)
+        | EvaluateError::NoRows { .. }
+        | EvaluateError::NoDetector => return error.to_string(),
+    };
+    tracing::error!(%error, "an evaluation failed");
+    inside
 }
 
 /// What a client is told about a fault of the server's own; its log says more.
@@ -238,5 +258,27 @@ impl Evaluations {
         let done = self.current.lock().as_ref().map_or(0, |current| current.progress.done);
         self.store.finish(id, &End { status, now: &now, unix, done, error, report })?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{BackendError, EngineError};
+
+    #[test]
+    fn clients_are_told_nothing_of_the_inside() {
+        let failed = |source| EvaluateError::Failed { path: "a.jpg".into(), source };
+        let network = EngineError::Backend(BackendError("/models/secret.onnx: node 7".into()));
+        let path = "/var/lib/facewise".into();
+        let open = EvaluateError::Dataset(DatasetError::Open { path, source: io::ErrorKind::NotFound.into() });
+        for (error, expected) in [
+            (failed(network.into()), "'a.jpg' got no answer: the network failed"),
+            (failed(crate::cpu::Panicked.into()), "'a.jpg' got no answer: the server failed"),
+            (open, "the server cannot open it"),
+            (EvaluateError::NoDetector, "there is no detector"),
+        ] {
+            assert!(told(&error).starts_with(expected), "{}", told(&error));
+        }
     }
 }

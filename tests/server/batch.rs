@@ -227,8 +227,8 @@ async fn the_head_of_a_part_is_not_kept_without_end() {
 
 #[tokio::test]
 async fn pictures_beyond_what_is_admitted_are_overload_each_by_itself() {
-    // A batch has a quarter of the places in progress: four.
-    let server = TestServer::start(&["--max-requests", "2", "--max-in-progress", "16"]).await;
+    // A batch has a quarter of the places in progress, twelve, and a picture takes three.
+    let server = TestServer::start(&["--max-requests", "2", "--max-in-progress", "48"]).await;
     let images = vec![BASE64_STANDARD.encode(numbered(0)); 4];
     let results = results(server.post(BATCH).json(&json!({ "images": images })).send().await.unwrap()).await;
     let overloaded = (429, Some("overloaded"));

@@ -296,7 +296,7 @@ async fn what_is_wrong_with_a_set_is_said_before_it_is_taken_in() {
         bytes
     };
     let many = (0..1300).map(|number| (format!("{number}"), Vec::new())).collect::<Vec<_>>();
-    let cases: [(&str, Vec<u8>, u16, &str, &str); 16] = [
+    let cases: [(&str, Vec<u8>, u16, &str, &str); 18] = [
         ("", b"no zip".to_vec(), 400, "bad_request", "no zip"),
         ("", good[..good.len() - 30].to_vec(), 400, "bad_request", "no zip"),
         ("", zip(&set[1..]), 400, "bad_request", "no manifest.csv"),
@@ -319,6 +319,8 @@ async fn what_is_wrong_with_a_set_is_said_before_it_is_taken_in() {
         ("?where=split=none", good.clone(), 400, "bad_request", "no row of 'faces' passes"),
         ("?group_by=race", good.clone(), 400, "bad_request", "no column 'race'"),
         ("?where=split", good.clone(), 400, "bad_request", "'split' is no condition"),
+        ("?where=split", b"no zip".to_vec(), 400, "bad_request", "'split' is no condition"),
+        ("?group_by=a,b,c,d,e,a", b"no zip".to_vec(), 400, "bad_request", "by 4 columns at most"),
     ];
     for (query, bytes, status, code, says) in cases {
         let request = server.post(&format!("/v1/evaluations{query}"));
