@@ -16,7 +16,7 @@ pub fn plain(sample: &Sample, size: u32) -> RgbImage {
 /// A crop of `size` × `size` pixels, varied at random in place, light and detail.
 pub fn augmented(sample: &Sample, size: u32, config: &AugmentationConfig, random: &mut impl Rng) -> RgbImage {
     let by_square = random.random::<f32>() < config.square;
-    let place = if by_square { sample.square() } else { sample.place() };
+    let place = if by_square && sample.is_crop() { sample.square() } else { sample.place() };
     let place = jitter(config, random).then(&place);
     let mut picture = if random.random::<f32>() < config.blur {
         let coarse = ((size as f32 * random.random_range(0.3..0.8)) as u32).max(8);

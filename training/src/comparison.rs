@@ -104,7 +104,8 @@ impl Places {
 /// train, all where it is empty; `settings` come after those of the file. Trainings compute where `compute` says, in its number format.
 ///
 /// # Errors
-/// When the comparison or a recipe cannot be read, two runs have one name, a run starts from one that is not complete, or a training fails.
+/// When the comparison or a recipe cannot be read, two runs have one name, a run starts from one that is not complete or was begun with another
+/// configuration, or a training fails.
 pub fn compare(
     file: &Path,
     places: &Places,
@@ -121,6 +122,9 @@ pub fn compare(
     for (entry, config) in comparison.run.iter().zip(&configs) {
         let wanted = only.is_empty() || only.contains(&entry.name);
         let folder = places.out.join(&entry.name);
+        if wanted {
+            lesson::ensure_same(&folder, config)?;
+        }
         if wanted && !folder.join(FOUND).exists() {
             eprintln!("{}", entry.name);
             learn(entry, config, places, compute).with_context(|| format!("run {}", entry.name))?;

@@ -1,5 +1,6 @@
 //! The sets of a configuration as samples, read from their folders or from packs.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -36,7 +37,7 @@ pub enum Source {
 pub struct Split {
     /// Samples to learn from.
     pub train: Vec<Sample>,
-    /// Held-out samples.
+    /// Held-out samples, of which none is a copy of one to learn from.
     pub validation: Vec<Sample>,
 }
 
@@ -67,30 +68,42 @@ impl Source {
         for data in &config.data {
             samples.extend(match self {
                 Self::Sets(_) => self.split(config, data)?.validation,
-                Self::Packs(folder) => packed(folder, data, "validation")?,
+                Self::Packs(folder) => known(packed(folder, config, data, "validation")?, data, config),
             });
         }
         Ok(samples)
     }
 
     fn split(&self, config: &Config, data: &DataConfig) -> Result<Split> {
-        match self {
-            Self::Sets(root) => read(root, data, resolution(config)),
-            Self::Packs(folder) => {
-                Ok(Split { train: packed(folder, data, "train")?, validation: packed(folder, data, "validation")? })
-            }
-        }
+        let Split { train, validation } = match self {
+            Self::Sets(root) => read(root, data, resolution(config))?,
+            Self::Packs(folder) => Split {
+                train: packed(folder, config, data, "train")?,
+                validation: packed(folder, config, data, "validation")?,
+            },
+        };
+        let (train, validation) = (known(train, data, config), known(validation, data, config));
+        ensure!(!train.is_empty(), "set `{}`: no row with {} has a label to learn", data.set, data.filter);
+        Ok(Split { train, validation })
     }
+}
+
+/// Samples with the labels of the set's tasks alone. One without any of them teaches nothing, unless a teacher answers for it.
+fn known(samples: Vec<Sample>, data: &DataConfig, config: &Config) -> Vec<Sample> {
+    let answered = config.distillation.as_ref().is_some_and(|distillation| distillation.unlabelled > 0.0);
+    let only = |sample: Sample| Sample { labels: sample.labels.only(&data.tasks), ..sample };
+    samples.into_iter().map(only).filter(|sample| answered || sample.labels != Labels::default()).collect()
 }
 
 /// One row in so many is held out of a folder that does not tell which.
 const HOLD_OUT: usize = 10;
 
 /// A recipe for one set of somebody's own: a folder with `manifest.csv` and pictures. The network keeps its heads for tasks that have a
-/// column; where a column `split` has `train` and `val` they are kept to, and without it every tenth row is held out.
+/// column. Of a column `split`, the rows with `train` are learned from and those with `val` held out; without `val` or without the column,
+/// every tenth row is held out.
 ///
 /// # Errors
-/// When the folder is no set.
+/// When the folder is no set, or its column `split` has no `train`.
 pub fn own(mut config: Config, folder: &Path) -> Result<(Config, Source)> {
     let folder = folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))?;
     let dataset = Dataset::open(&folder)?;
@@ -99,6 +112,11 @@ pub fn own(mut config: Config, folder: &Path) -> Result<(Config, Source)> {
     let split = dataset.column("split").ok();
     let has = |part: &str| split.is_some_and(|column| dataset.rows().iter().any(|row| row.cell(column) == part));
     let (train, validation) = (has("train"), has("val"));
+    ensure!(
+        train || split.is_none(),
+        "the column `split` of {} says `train` of no row, so it is not known which to learn from",
+        folder.display()
+    );
     config.network.keep(dataset.tasks());
     let tasks = answered(&config.graph().with_context(|| format!("{} has no label to learn", folder.display()))?);
     let data = DataConfig {
@@ -109,7 +127,8 @@ pub fn own(mut config: Config, folder: &Path) -> Result<(Config, Source)> {
         tasks,
         repeat: 1.0,
     };
-    let chosen = dataset.select(&Filter::parse(&data.filter)?)?.len();
+    let labelled = |row: &&Row| data.tasks.iter().any(|task| row.labels.has(*task));
+    let chosen = dataset.select(&Filter::parse(&data.filter)?)?.into_iter().filter(labelled).count();
     let taught = if data.hold_out.is_some() { chosen - chosen / HOLD_OUT } else { chosen };
     config.batch = config.batch.min(taught).max(2);
     // A folder of some hundred pictures has fewer steps than the recipes' warm-up.
@@ -131,11 +150,12 @@ pub fn pack(
     report: impl Fn(&str, usize, usize),
 ) -> Result<()> {
     for (index, data) in config.data.iter().enumerate() {
-        let twice = config.data[..index].iter().any(|other| pack_name(other, "") == pack_name(data, ""));
+        let twice =
+            config.data[..index].iter().any(|other| pack_name(config, other, "") == pack_name(config, data, ""));
         ensure!(!twice, "set `{}` is there twice with the same rows, {}", data.set, data.filter);
         let split = read(root, data, resolution(config))?;
         for (part, samples) in [("train", &split.train), ("validation", &split.validation)] {
-            let name = pack_name(data, part);
+            let name = pack_name(config, data, part);
             let mut writer = PackWriter::new(folder, &name, part_bytes)?;
             for sample in samples {
                 writer.push(sample)?;
@@ -151,18 +171,22 @@ fn resolution(config: &Config) -> u32 {
     2 * config.size()
 }
 
-/// Name of the parts of one set's rows: a set may be there twice, with other rows, and other rows must not be taken for these.
-fn pack_name(data: &DataConfig, part: &str) -> String {
+/// Name of the parts of one set's rows, which have all labels that are known of them: a set may be there twice, with other rows or at another
+/// resolution, and these must not be taken for each other.
+fn pack_name(config: &Config, data: &DataConfig, part: &str) -> String {
     let DataConfig { set, filter, validation, hold_out, .. } = data;
-    let rows = Sha256::digest(format!("{filter:?} {validation:?} {hold_out:?}"));
+    let rows = Sha256::digest(format!("{filter:?} {validation:?} {hold_out:?} {}", resolution(config)));
     format!("{set}-{:02x}{:02x}{:02x}{:02x}-{part}", rows[0], rows[1], rows[2], rows[3])
 }
 
-fn packed(folder: &Path, data: &DataConfig, part: &str) -> Result<Vec<Sample>> {
-    let context = || format!("set `{}`, {}: was it packed with these rows?", data.set, data.filter);
-    sample::read_pack(folder, &pack_name(data, part)).with_context(context)
+fn packed(folder: &Path, config: &Config, data: &DataConfig, part: &str) -> Result<Vec<Sample>> {
+    let (size, DataConfig { set, filter, .. }) = (config.size(), data);
+    let context = || format!("set `{set}`, {filter}: was it packed with these rows, for pictures of {size} px?");
+    sample::read_pack(folder, &pack_name(config, data, part)).with_context(context)
 }
 
+/// Rows of a set with all their labels. Where every so many are held out, a copy of one that is learned from, as one in fourteen of FER2013's
+/// would be, is left out of these: it would be told by heart.
 fn read(root: &Path, data: &DataConfig, resolution: u32) -> Result<Split> {
     let folder = root.join(&data.set);
     let dataset = Dataset::open(&folder).with_context(|| format!("set `{}`", data.set))?;
@@ -182,20 +206,27 @@ fn read(root: &Path, data: &DataConfig, resolution: u32) -> Result<Split> {
     };
     ensure!(!train.is_empty(), "set `{}`: no row has {}", data.set, data.filter);
     let votes = VOTE_COLUMNS.map(|column| dataset.column(column).ok());
-    let sample = |row: &Row| -> Result<Sample> {
-        let picture = picture::decode(&dataset.read(row)?, Limits::default())?;
+    let sample = |row: &Row| -> Result<([u8; 32], Sample)> {
+        let file = dataset.read(row)?;
+        let picture = picture::decode(&file, Limits::default())?;
         let picture = match (row.landmarks, row.region) {
             (None, Some(face)) => around(&picture, face, resolution),
             _ => picture,
         };
-        Ok(Sample::new(picture, row.landmarks, labels(row, &votes).only(&data.tasks), resolution))
+        // The same file may have several faces.
+        let place = format!("{:?} {:?}", row.landmarks, row.region);
+        let face = Sha256::new().chain_update(&file).chain_update(place).finalize().into();
+        Ok((face, Sample::new(picture, row.landmarks, labels(row, &votes), resolution)))
     };
     let samples = |rows: Vec<&Row>| {
         let read =
             |row: &Row| sample(row).with_context(|| format!("set `{}`, line {}: {}", data.set, row.line, row.path));
         rows.into_par_iter().map(read).collect::<Result<Vec<_>>>()
     };
-    Ok(Split { train: samples(train)?, validation: samples(validation)? })
+    let (faces, train): (HashSet<[u8; 32]>, Vec<Sample>) = samples(train)?.into_iter().unzip();
+    let mut validation = samples(validation)?;
+    validation.retain(|(face, _)| data.validation.is_some() || !faces.contains(face));
+    Ok(Split { train, validation: validation.into_iter().map(|(_, sample)| sample).collect() })
 }
 
 /// The square around a face of which only the box is known, at most `resolution` pixels wide.
@@ -293,9 +324,47 @@ mod tests {
         twice.data[1].hold_out = None;
         let missing = Source::Packs(packs.clone()).load(&twice).expect_err("other rows");
         assert!(missing.to_string().contains("set `faces`, split=test: was it packed"), "{missing}");
+        let mut larger = config();
+        larger.stages[0].size = 96;
+        let coarse = Source::Packs(packs.clone()).load(&larger).expect_err("another resolution");
+        assert!(coarse.to_string().contains("for pictures of 96 px"), "{coarse}");
+        let mut ages_alone = config();
+        ages_alone.data[0].tasks = vec![Task::Age];
+        let (alone, _) = Source::Packs(packs.clone()).load(&ages_alone).expect("packs know all labels");
+        assert!(mix.samples[0].labels.gender.is_some() && alone.samples[0].labels.gender.is_none());
         pack(&twice, root.path(), &packs, 1 << 20, |_, _, _| ()).expect("packed");
         let (mix, _) = Source::Packs(packs).load(&twice).expect("readable");
         assert_eq!(ages(&mix.samples), [50.0, 60.0, 80.0, 90.0, 100.0], "110 years count as 100");
+    }
+
+    #[test]
+    fn copies_of_what_is_learned_from_are_not_held_out() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        set(root.path());
+        let faces = root.path().join("faces");
+        fs::copy(faces.join("0.png"), faces.join("2.png")).expect("copied");
+        let (mix, validation) = Source::Sets(root.path().into()).load(&config()).expect("readable");
+        let ages: Vec<_> = validation.iter().map(|sample| sample.labels.age.expect("labelled")).collect();
+        assert_eq!((mix.samples.len(), ages), (4, vec![100.0]), "the third row is a copy of the first");
+        let mut same = config();
+        same.data[0].validation = Some(String::new());
+        let (_, validation) = Source::Sets(root.path().into()).load(&same).expect("readable");
+        assert_eq!(validation.len(), 7, "who chooses the rows may choose these");
+    }
+
+    #[test]
+    fn a_face_without_a_label_is_for_teachers_alone() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        set(root.path());
+        let manifest = root.path().join("faces/manifest.csv");
+        let text = fs::read_to_string(&manifest).expect("there");
+        fs::write(&manifest, text.replace("0.png,50,female", "0.png,,")).expect("written");
+        let learned =
+            |config: &Config| Source::Sets(root.path().into()).load(config).expect("readable").0.samples.len();
+        let taught = config();
+        assert!(taught.distillation.is_some());
+        let alone = Config { distillation: None, ..config() };
+        assert_eq!((learned(&taught), learned(&alone)), (4, 3));
     }
 
     #[test]
@@ -326,6 +395,9 @@ mod tests {
         fs::write(folder.join("manifest.csv"), manifest.replace("test", "val")).expect("written");
         let (config, source) = own(recipe(), &folder).expect("a set");
         assert_eq!(source.validation(&config).expect("readable").len(), 1);
+        fs::write(folder.join("manifest.csv"), manifest.replace("train", "Training")).expect("written");
+        let unknown = own(recipe(), &folder).expect_err("which rows are to be learned?");
+        assert!(unknown.to_string().contains("says `train` of no row"), "{unknown}");
         assert!(own(recipe(), &root.path().join("nowhere")).is_err());
     }
 

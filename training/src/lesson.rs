@@ -160,7 +160,18 @@ pub trait Lesson {
 /// # Errors
 /// When it could not.
 pub fn check(config: &impl Serialize, options: &Options) -> Result<()> {
-    Run::of(options, &toml::to_string_pretty(config)?).map(drop)
+    Run::of(options, config).map(drop)
+}
+
+/// Whether the folder has no run or one with this configuration.
+///
+/// # Errors
+/// When it is another one's.
+pub fn ensure_same(run: &Path, config: &impl Serialize) -> Result<()> {
+    let path = run.join(CONFIG);
+    let same = !path.exists() || fs::read_to_string(&path)? == toml::to_string_pretty(config)?;
+    ensure!(same, "{} is of a run with another configuration: give its own, or another folder", path.display());
+    Ok(())
 }
 
 /// Trains a network and leaves `config.toml`, `epochs.csv`, `checkpoint.safetensors` and, at the end, the averaged weights in
@@ -324,16 +335,12 @@ struct Run {
 
 impl Run {
     /// The folder as it may be used: with the same configuration where a run goes on, else without a run.
-    fn of(options: &Options, config: &str) -> Result<Self> {
+    fn of(options: &Options, config: &impl Serialize) -> Result<Self> {
         let run = Self { folder: options.run.clone() };
         let folder = run.folder.display();
         if options.resume {
             ensure!(run.checkpoint().exists(), "{folder} holds no checkpoint to resume from");
-            let own = fs::read_to_string(run.folder.join(CONFIG))?;
-            ensure!(
-                own == config,
-                "{folder} was started with another configuration: give its own {CONFIG} to continue it"
-            );
+            ensure_same(&run.folder, config)?;
         } else {
             ensure!(
                 !run.checkpoint().exists(),
@@ -344,14 +351,13 @@ impl Run {
     }
 
     fn open(options: &Options, config: &impl Serialize, columns: &str) -> Result<Self> {
-        let text = toml::to_string_pretty(config)?;
-        let run = Self::of(options, &text)?;
+        let run = Self::of(options, config)?;
         if options.resume {
             return Ok(run);
         }
         let folder = run.folder.display();
         fs::create_dir_all(&run.folder).with_context(|| format!("cannot make {folder}"))?;
-        fs::write(run.folder.join(CONFIG), text)?;
+        fs::write(run.folder.join(CONFIG), toml::to_string_pretty(config)?)?;
         fs::write(run.csv(), format!("{columns}\n"))?;
         Ok(run)
     }

@@ -245,12 +245,18 @@ impl Draft {
 /// Writes what reports measured into a model's manifest, in the file and beside it. A figure on the same rows and crops is replaced.
 ///
 /// # Errors
-/// When a file cannot be read or written, or a report is of another model.
+/// When a file cannot be read or written, or a report is of another model or of the first rows only.
 pub fn record(folder: &Path, reports: &[Report]) -> Result<()> {
     remember(folder, |manifest| {
         for report in reports {
             let of = (&report.model.name, &report.model.version);
             ensure!(of == (&manifest.name, &manifest.version), "a report is of {} {}, not of this model", of.0, of.1);
+            let set = &report.dataset;
+            ensure!(
+                set.limit.is_none(),
+                "the report on {} is of its first rows only: it was made with --limit",
+                set.name
+            );
         }
         Ok(reports.iter().map(measurement).collect())
     })

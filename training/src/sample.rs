@@ -97,6 +97,11 @@ impl Sample {
         Template::FACE.place(self.landmarks.as_ref(), self.picture.width(), self.picture.height())
     }
 
+    /// Whether the picture is one of this face, at least half as wide as its shorter side, and not of a scene.
+    pub fn is_crop(&self) -> bool {
+        2.0 * self.place().scale() >= self.picture.width().min(self.picture.height()) as f32
+    }
+
     /// The centred square of the picture.
     pub fn square(&self) -> Similarity {
         Template::FACE.place(None, self.picture.width(), self.picture.height())
@@ -306,6 +311,13 @@ mod tests {
         let voted =
             Labels { emotion: Some(3), emotion_votes: Some([0.0, 0.0, 0.1, 0.6, 0.1, 0.1, 0.1]), ..Labels::default() };
         vec![Sample::new(colour, Some(landmarks), known, 100), Sample::new(gray, None, voted, 100)]
+    }
+
+    #[test]
+    fn a_face_in_a_scene_is_no_crop() {
+        let crop = &samples()[0];
+        let scene = Sample { picture: RgbImage::new(400, 400), ..crop.clone() };
+        assert!(crop.is_crop() && samples()[1].is_crop() && !scene.is_crop());
     }
 
     #[test]

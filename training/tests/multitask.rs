@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use facewise::config::Settings;
 use facewise::server::serve;
@@ -141,11 +141,15 @@ fn recipe(case: &Case) -> String {
     )
 }
 
-fn program(folder: &Path, arguments: &[&str]) -> String {
+fn output(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_facewise-training"));
     // Found from where the test runs, not from the folder of the data.
     command.env("ORT_DYLIB_PATH", onnxruntime::locate(None).unwrap());
-    let output = command.args(arguments).current_dir(folder).output().unwrap();
+    command.args(arguments).current_dir(folder).output().unwrap()
+}
+
+fn program(folder: &Path, arguments: &[&str]) -> String {
+    let output = output(folder, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -243,10 +247,9 @@ fn trainings_are_compared_in_a_table() {
         ]
     "#;
     fs::write(folder.path().join("plan.toml"), plan).unwrap();
-    let compare = |more: &[&str]| {
-        let arguments = ["compare", "--runs", "plan.toml", "--data", ".", "--out", "out", "--threads", "1"];
-        program(folder.path(), &[&arguments, more].concat())
-    };
+    let begin = ["compare", "--runs", "plan.toml", "--data", ".", "--out", "out", "--threads", "1"];
+    let own = ["--set", "optimiser.learning_rate=1e-3"];
+    let compare = |more: &[&str]| program(folder.path(), &[&begin[..], &own[..], more].concat());
     let line = |table: &str, name: &str| -> Vec<String> {
         let line = table.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap_or_default();
         line.split('|').map(|cell| cell.trim().to_owned()).collect()
@@ -258,7 +261,7 @@ fn trainings_are_compared_in_a_table() {
     assert!(gender[6].ends_with('%') && gender[12].ends_with('%'), "{table}");
     assert!([7, 8, 9, 10, 11].iter().all(|cell| gender[*cell].is_empty()), "{table}");
 
-    let table = compare(&["--set", "optimiser.learning_rate=1e-3"]);
+    let table = compare(&[]);
     assert_eq!(line(&table, "gender"), gender, "it was complete");
     let all = line(&table, "all");
     // The smiles of the test set are not asked for.
@@ -272,4 +275,7 @@ fn trainings_are_compared_in_a_table() {
     assert!(["batch = 4", "seed = 4", "learning_rate = 0.001"].iter().all(|line| config.contains(line)), "{config}");
     assert!(!folder.path().join("out/all.trunk.safetensors").exists());
     assert_eq!(line(&table, "taught")[2..5], all[2..5], "{table}");
+
+    let error = String::from_utf8(output(folder.path(), &begin).stderr).unwrap();
+    assert!(error.contains("out/gender/config.toml is of a run with another configuration"), "{error}");
 }

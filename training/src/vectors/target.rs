@@ -9,7 +9,7 @@ use facewise_core::task::{AgeGroup, Task};
 use facewise_evaluation::manifest::Labels;
 use serde::{Deserialize, Serialize};
 
-/// Middles of the eight age groups in years, as the seed's experiments had them.
+/// Middles of the eight age groups in years, as the published experiments had them.
 const CENTRES: [f32; 8] = [1.0, 5.0, 10.0, 17.5, 28.5, 40.5, 50.5, 80.0];
 
 /// What is learned.

@@ -42,7 +42,7 @@ impl Variant {
 
     /// This variant of a configuration.
     ///
-    /// Without normalisation, gender is learned at a tenth of the rate, as the seed's experiments did it: the rate is too high else.
+    /// Without normalisation, gender is learned at a tenth of the rate, as the published experiments did it: the rate is too high else.
     ///
     /// # Errors
     /// When the configured network is no `ResMLP`.
