@@ -92,9 +92,9 @@ conformance-console: cargo onnxruntime $(CONFORMANCE_VENV)/console-installed
 	$(CARGO) build --locked --package facewise --bin facewise
 	@FACEWISE=$(abspath $(BUILT_DEBUG))/facewise $(CONSOLE) $(ARGS)
 
-screenshots: cargo onnxruntime $(CONFORMANCE_VENV)/console-installed ## writes the pictures of the console to docs/images/ (needs chromium)
+screenshots: cargo onnxruntime $(CONFORMANCE_VENV)/console-installed ## writes the pictures of the console and of a report to docs/images/ (needs chromium)
 	$(CARGO) build --release --locked --package facewise --bin facewise
-	@FACEWISE=$(abspath $(BUILT))/facewise FACEWISE_SCREENSHOTS=docs/images $(CONSOLE) -k screenshots $(ARGS)
+	@FACEWISE=$(abspath $(BUILT))/facewise FACEWISE_SCREENSHOTS=docs/images $(CONSOLE) -k screenshot $(ARGS)
 
 $(CONFORMANCE_VENV)/console-installed: tests/clients/console-requirements.txt | python
 	@[ -x $(CONFORMANCE_VENV)/bin/python ] || $(call venv,$(CONFORMANCE_VENV))
@@ -153,7 +153,7 @@ export-default: cargo c++ libtorch onnxruntime ## writes the network of the last
 # Set, rows, columns that divide them into groups.
 REPORTS := utkface:split=test:race,gender celeba_faces:split=test:Young,Eyeglasses smiles:split=test: fer2013:usage=PublicTest:
 
-reports: cargo onnxruntime ## scores models/ on the public test sets in FACEWISE_DATA, into models/face-attributes/1/evaluation/
+reports: cargo onnxruntime ## scores models/ on the test rows of the sets in FACEWISE_DATA, into models/face-attributes/1/evaluation/
 	@mkdir -p models/face-attributes/1/evaluation
 	@for report in $(REPORTS); do \
 		set=$${report%%:*}; rest=$${report#*:}; filter=$${rest%%:*}; groups=$${rest#*:}; \

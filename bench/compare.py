@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,17 @@ def names(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
+def make_bench(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """The command that measures the same again."""
+    said = []
+    for name in ("facewise_flags", "rounds", "seconds", "concurrency", "only", "servers", "tune_seconds"):
+        value = getattr(arguments, name)
+        if value != parser.get_default(name):
+            words = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            said += ["--" + name.replace("_", "-"), shlex.quote(words)]
+    return f'make bench ARGS="{" ".join(said)}"' if said else "make bench"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--facewise", default="target/release/facewise", help="the server")
@@ -169,6 +181,7 @@ def main() -> None:
     parser.add_argument("--tuning", type=Path, help="where the tuning is kept [default: tuning.json in --data]")
     parser.add_argument("--out", type=Path, default=serving.BENCH / "RESULTS.md")
     arguments = parser.parse_args()
+    command = make_bench(parser, arguments)
     arguments.facewise, arguments.limit = Path(arguments.facewise).resolve(), Path(arguments.limit).resolve()
     # Not resolved: a virtual environment's Python is a link to another one.
     arguments.python = str(Path(arguments.python).absolute())
@@ -207,7 +220,7 @@ def main() -> None:
     flags = f"`{arguments.facewise_flags}`" if arguments.facewise_flags else "its defaults"
     rounds = f"{arguments.rounds} interleaved rounds of {arguments.seconds} s for each server and concurrency"
     conditions = f"{rounds}; facewise with {flags}"
-    arguments.out.write_text(report.document(chosen, results, grids, conditions))
+    arguments.out.write_text(report.document(chosen, results, grids, command, conditions))
     print(f"\n{report.summary(chosen, results)}\n\nwritten to {arguments.out}")
 
 

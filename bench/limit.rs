@@ -28,9 +28,12 @@ use serde_json::json;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Largest batches of the server, which its networks are warmed up with.
+/// Largest batches of the server on a CPU, after which the networks' memory is read.
+const SERVED_FACES: usize = 8;
+const SERVED_PICTURES: usize = 2;
+
+/// Most faces in a run here: a photograph may have more of them.
 const MOST_FACES: usize = 32;
-const MOST_PICTURES: usize = 8;
 
 /// Pictures that are not counted before one picture after the other is timed.
 const WARM_UP: usize = 20;
@@ -169,9 +172,9 @@ impl Stages {
 
     fn warm_up(&mut self) -> anyhow::Result<()> {
         if let Some((detector, _)) = &mut self.detector {
-            detector.warm_up(MOST_PICTURES)?;
+            detector.warm_up(SERVED_PICTURES)?;
         }
-        self.attributes.warm_up(MOST_FACES)
+        self.attributes.warm_up(SERVED_FACES)
     }
 
     /// From pixels to answers; gives the number of faces.

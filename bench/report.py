@@ -224,15 +224,15 @@ def tuning(chosen: list[Scenario], results: Results, grids: Grids) -> str:
     return "\n".join(lines)
 
 
-def document(chosen: list[Scenario], results: Results, grids: Grids, conditions: str) -> str:
-    """Everything, as RESULTS.md has it."""
+def document(chosen: list[Scenario], results: Results, grids: Grids, command: str, conditions: str) -> str:
+    """Everything, as RESULTS.md has it; `command` is the one that measures it again."""
     pins = dict(line.split("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line)
     versions = ", ".join(f"{name} {pins[name]}" for name in ("fastapi", "uvicorn", "litserve", "onnxruntime"))
     details = "\n".join(detail(scenario, results) for scenario in chosen if results.servers(scenario))
     return (
         "# facewise beside the raw limit and other servers\n\n"
-        f"Written by `make bench` on {datetime.date.today():%Y-%m-%d}: {serving.machine()}, the load (wrk) on the same "
+        f"Written by `{command}` on {datetime.date.today():%Y-%m-%d}: {serving.machine()}, the load (wrk) on the same "
         f"cores; {conditions}.\nFigures are medians, ratios are made within a round. The peers serve the same ONNX "
         f"files ({versions}),\neach as it was fastest. The raw limit is `bench/limit.rs`: the same stages in plain "
-        f"loops.\n\n{summary(chosen, results)}\n{details}\n{tuning(chosen, results, grids)}\n"
+        f"loops. Goals are the project's own.\n\n{summary(chosen, results)}\n{details}\n{tuning(chosen, results, grids)}\n"
     )

@@ -81,7 +81,7 @@ pub struct Inference {
     /// Most faces in one run of a network; `facewise tune` measures how many are best [default: 8; 32 with a GPU]
     #[arg(long, value_name = "FACES", value_parser = at_least_one)]
     pub max_batch: Option<usize>,
-    /// Longest wait for more to share a run with; without any, what is there is run at once
+    /// Longest wait for more to share a run with; with 0s a worker waits an eighth of its last run at most
     #[arg(long, value_name = "TIME", default_value = "0s")]
     pub max_delay: humantime::Duration,
     /// Most pictures in one run of the detector; `facewise tune` measures how many are best [default: 2; 8 with a GPU]

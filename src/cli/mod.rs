@@ -48,8 +48,8 @@ enum Command {
     /// the one of --config; the rest of it stays as it is. What is measured is --workers, --intra-threads, --max-batch and
     /// --max-detector-batch: their values do not count here.
     ///
-    /// Without having been tuned, there is one worker with one thread for each CPU available, and a run takes 32 faces or 8
-    /// pictures at most. Do it anew on another machine, with other CPU limits, and with other models.
+    /// Without having been tuned, there is one worker with one thread for each CPU available, and a run takes 8 faces or 2 pictures
+    /// at most (32 and 8 with a GPU). Do it anew on another machine, with other CPU limits, and with other models.
     #[command(
         mut_arg("log_level", |level| level.default_value("warn")),
         mut_arg("workers", |measured| measured.hide(true)),
