@@ -84,6 +84,9 @@ macro_rules! metrics {
         }
 
         impl $name {
+            #[cfg(test)]
+            const NAMES: &[&str] = &[$(concat!("facewise_", $metric)),*];
+
             fn register() -> prometheus::Result<Self> {
                 let registry = Registry::new();
                 $(
@@ -215,6 +218,25 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    #[test]
+    fn the_dashboard_asks_for_metrics_that_there_are() {
+        let dashboard = include_str!("../deploy/grafana.json");
+        let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
+        let asked: Vec<&str> = dashboard
+            .match_indices("facewise_")
+            .map(|(at, _)| &dashboard[at..at + dashboard[at..].find(|c| !is_part(c)).unwrap()])
+            .collect();
+        let names = Metrics::NAMES;
+        let known = |name: &str| {
+            let series = ["_bucket", "_sum", "_count"].into_iter().find_map(|end| name.strip_suffix(end));
+            names.contains(&name) || series.is_some_and(|name| names.contains(&name))
+        };
+        let unknown: Vec<_> = asked.iter().filter(|name| !known(name)).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        let missing: Vec<_> = names.iter().filter(|name| !dashboard.contains(**name)).collect();
+        assert_eq!(missing, [&"facewise_batch_size"], "its mean is shown");
+    }
 
     #[test]
     fn a_scrape_names_the_metrics_with_their_help() {

@@ -15,6 +15,7 @@ const POSITION: &str = "position";
 const BEST: &str = "best";
 const LOSSES: &str = "losses";
 const FALL: &str = "fall";
+const SECONDS: &str = "seconds";
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Findings {
     pub losses: Vec<(f64, u64)>,
     /// How far the learning rate has fallen by the validation loss.
     pub fall: Fall,
+    /// Time that the epoch under way has taken so far, in seconds.
+    pub seconds: f64,
 }
 
 /// Writes everything that continuing needs.
@@ -62,6 +65,9 @@ pub fn save(
     if findings.fall != Fall::default() {
         let Fall { share, best, waited } = findings.fall;
         tensors.push((FALL.to_owned(), Tensor::from_slice(&[share, best, f64::from(waited)])));
+    }
+    if findings.seconds > 0.0 {
+        tensors.push((SECONDS.to_owned(), Tensor::from_slice(&[findings.seconds])));
     }
     tensors.extend(named("live", live));
     tensors.extend(named("average", averaged));
@@ -102,6 +108,7 @@ pub fn load(
             best: *best,
             waited: *waited as u32,
         }),
+        seconds: doubles(SECONDS)?.first().copied().unwrap_or_default(),
     };
     Ok((position, findings))
 }
@@ -391,7 +398,7 @@ mod tests {
         step(&live, &mut optimiser, 1);
         let position = Position { epoch: 3, batch: 7, step: 99 };
         let fall = Fall { share: 0.01, best: 0.3, waited: 4 };
-        let findings = Findings { best: Some((2, 0.1 + 0.2)), losses: vec![(1.5, 7), (0.0, 0)], fall };
+        let findings = Findings { best: Some((2, 0.1 + 0.2)), losses: vec![(1.5, 7), (0.0, 0)], fall, seconds: 2.5 };
         save(&path, &live, &averaged, &optimiser, position, &findings).expect("written");
         step(&live, &mut optimiser, 2);
 

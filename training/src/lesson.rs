@@ -213,6 +213,8 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
         let progress =
             if lesson.quiet() { ProgressBar::hidden() } else { progress_bar(plan.batches, skip, number, plan.epochs) };
         let (started, mut saved) = (Instant::now(), Instant::now());
+        // Of a run that was stopped in the middle of this epoch.
+        let before = std::mem::take(&mut findings.seconds);
         let mut means: Vec<Mean> = findings.losses.drain(..).map(|(sum, n)| Mean { sum, n }).collect();
         means.resize(L::LOSSES.len(), Mean::default());
         for (index, batch) in (skip..).zip(lesson.batches(number, skip)) {
@@ -240,6 +242,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
             if saved.elapsed() > CHECKPOINT_EVERY {
                 let position = Position { epoch: number, batch: index + 1, step };
                 findings.losses = means.iter().map(|mean| (mean.sum, mean.n)).collect();
+                findings.seconds = before + started.elapsed().as_secs_f64();
                 checkpoint::save(&run.checkpoint(), &live, &averaged, &*optimiser, position, &findings)?;
                 saved = Instant::now();
             }
@@ -248,6 +251,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
         progress.finish_and_clear();
         let score = lesson.validate(&average_network, number)?;
         let speed = ((plan.batches - skip) * plan.batch) as f64 / seconds;
+        let seconds = before + seconds;
         let mut cells = vec![number.to_string(), lesson.size(number).to_string()];
         cells.extend(means.iter().map(|mean| format!("{:.4}", mean.value())));
         cells.extend(L::figures(&score));
@@ -265,7 +269,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
             findings.fall = findings.fall.after(loss, plateau);
         }
         run.record(&cells.join(","), lesson.quiet())?;
-        findings.losses.clear();
+        (findings.losses, findings.seconds) = (Vec::new(), 0.0);
         let next = Position { epoch: number + 1, batch: 0, step: u64::from(number + 1) * plan.batches as u64 };
         checkpoint::save(&run.checkpoint(), &live, &averaged, &*optimiser, next, &findings)?;
         let ends = lesson.ends(number, &score)?;
