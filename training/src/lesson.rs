@@ -251,11 +251,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
         progress.finish_and_clear();
         let score = lesson.validate(&average_network, number)?;
         let speed = ((plan.batches - skip) * plan.batch) as f64 / seconds;
-        let seconds = before + seconds;
-        let mut cells = vec![number.to_string(), lesson.size(number).to_string()];
-        cells.extend(means.iter().map(|mean| format!("{:.4}", mean.value())));
-        cells.extend(L::figures(&score));
-        cells.extend([format!("{speed:.0}"), format!("{seconds:.0}")]);
+        let line = line::<L>([number, lesson.size(number)], &means, &score, [speed, before + seconds]);
         if let Some(criterion) = L::criterion(&score) {
             if !criterion.is_finite() {
                 return Err(Diverged { loss: criterion, epoch: number, place: "validation".to_owned() }.into());
@@ -268,7 +264,7 @@ pub fn learn<L: Lesson>(lesson: &L, graph: &Graph, config: &impl Serialize, opti
         if let (Some(plateau), Some(loss)) = (lesson.plateau(), L::validation_loss(&score)) {
             findings.fall = findings.fall.after(loss, plateau);
         }
-        run.record(&cells.join(","), lesson.quiet())?;
+        run.record(&line, lesson.quiet())?;
         (findings.losses, findings.seconds) = (Vec::new(), 0.0);
         let next = Position { epoch: number + 1, batch: 0, step: u64::from(number + 1) * plan.batches as u64 };
         checkpoint::save(&run.checkpoint(), &live, &averaged, &*optimiser, next, &findings)?;
@@ -330,6 +326,15 @@ fn columns<L: Lesson>() -> String {
     columns.extend(L::SCORES.iter().map(|name| format!("validation_{name}")));
     columns.extend([format!("{}_per_second", L::ITEMS), "seconds".to_owned()]);
     columns.join(",")
+}
+
+/// What is known of an epoch, under [`columns`].
+fn line<L: Lesson>(epoch_and_size: [u32; 2], means: &[Mean], score: &L::Score, speed_and_seconds: [f64; 2]) -> String {
+    let mut cells = Vec::from(epoch_and_size.map(|number| number.to_string()));
+    cells.extend(means.iter().map(|mean| format!("{:.4}", mean.value())));
+    cells.extend(L::figures(score));
+    cells.extend(speed_and_seconds.map(|number| format!("{number:.0}")));
+    cells.join(",")
 }
 
 /// The folder of a run.
